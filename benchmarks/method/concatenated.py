@@ -1,0 +1,103 @@
+"""The strongest rival: one DDPM over the concatenated channels, with a timestep of its own for each modality.
+
+That is UniDiffuser's way (Bao et al., arXiv 2303.06555): a clean modality is at timestep 0, an unknown one is noise at
+T, and the network, which knows all timesteps, serves every direction. Labels and masks are the same maps as in the joint
+model's own channels, and are read back by the nearest code.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from baselines import to_pixels
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import nn
+
+from mmdiff_pipelines.modalities import CategoricalModality, Geometry, SegmentationModality
+
+
+CHANNELS = {"image": 0, "label": 1, "mask": 2}
+
+
+class ModalityTimes(nn.Module):
+    """(B, 2) timesteps of label and mask -> what they add to the time embedding, (B, embedding_dim)."""
+
+    def __init__(self, projected_dim: int, embedding_dim: int):
+        super().__init__()
+        self.time_proj = Timesteps(projected_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.embeddings = nn.ModuleList(TimestepEmbedding(projected_dim, embedding_dim) for _ in range(2))
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return sum(embed(self.time_proj(t)) for embed, t in zip(self.embeddings, timesteps.T, strict=True))
+
+
+class ConcatenatedUNet(nn.Module):
+    """Noise of all three channels, (B, 3, H, W), from z of the same shape and (B, 3) timesteps."""
+
+    def __init__(self, trunk: Mapping):
+        super().__init__()
+        self.unet = UNet2DModel(**trunk | {"in_channels": 3, "out_channels": 3})
+        embedding_dim = self.unet.time_embedding.linear_2.out_features
+        self.unet.class_embedding = ModalityTimes(trunk["block_out_channels"][0], embedding_dim)
+        size = trunk["sample_size"]
+        geometry = Geometry(1, size, size, trunk["block_out_channels"][0], 1, embedding_dim)
+        self.label = CategoricalModality(geometry, 10).requires_grad_(False)
+        self.mask = SegmentationModality(geometry, 2).requires_grad_(False)
+
+    def forward(self, z: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.unet(z, timesteps[:, 0], class_labels=timesteps[:, 1:]).sample
+
+    def encode(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """One channel: (B, 1, H, W)."""
+        return values if name == "image" else getattr(self, name).encode(values)
+
+    def decode(self, z_0: torch.Tensor) -> dict[str, torch.Tensor]:
+        pooled = F.adaptive_avg_pool2d(z_0[:, 1:2], self.label.grid).flatten(1)
+        return {
+            "image": (z_0[:, :1] / 2 + 0.5).clamp(0, 1),
+            "label": (pooled @ self.label.table.T).argmax(1),
+            "mask": (z_0[:, 2] * (self.mask.codes[1] - self.mask.codes[0]) > 0).long(),
+        }
+
+
+def concatenated_loss(model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor], generator: torch.Generator):
+    values = {"image": to_pixels(batch["image"]), "label": batch["label"], "mask": batch["mask"].long()}
+    z_0 = torch.cat([model.encode(name, values[name]) for name in CHANNELS], dim=1)
+    noise = torch.randn(z_0.shape, generator=generator)
+    timesteps = torch.randint(0, 1000, (len(z_0), 3), generator=generator)
+    alpha_bar = DDPMScheduler().alphas_cumprod[timesteps][:, :, None, None]
+    return F.mse_loss(model(alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * noise, timesteps).float(), noise)
+
+
+@torch.no_grad()
+def sample_concatenated(
+    model: ConcatenatedUNet,
+    given: Mapping[str, torch.Tensor],
+    batch_size: int,
+    num_steps: int,
+    scale: float,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    """Ancestral samples of what is not given; guided, where `scale` is not 1, against noise in its place."""
+    size = model.unet.config.sample_size
+    z = torch.randn(batch_size, 3, size, size, generator=generator)
+    scheduler = DDPMScheduler()
+    scheduler.set_timesteps(num_steps)
+    known = {CHANNELS[name]: model.encode(name, values) for name, values in given.items()}
+    for t in scheduler.timesteps:
+        timesteps = torch.full((batch_size, 3), int(t))
+        for channel, encoding in known.items():
+            z[:, channel : channel + 1], timesteps[:, channel] = encoding, 0
+        output = model(z, timesteps).float()
+        if scale != 1:
+            unknown, unknown_times = z.clone(), timesteps.clone()
+            for channel in known:
+                unknown[:, channel] = torch.randn(z[:, channel].shape, generator=generator)
+                unknown_times[:, channel] = 999
+            free = model(unknown, unknown_times).float()
+            output = free + scale * (output - free)
+        z = scheduler.step(output, t, z, generator=generator).prev_sample
+    for channel, encoding in known.items():
+        z[:, channel : channel + 1] = encoding
+    return model.decode(z)

@@ -1,0 +1,262 @@
+"""Train and score arms of the controlled comparison, one JSON for each arm and seed; what is done already is kept.
+
+    python benchmarks/method/run.py --data_dir data/fashion_mnist --runs runs/method --arms ddpm own_decay_1 --seeds 0 1 2
+
+Fashion-MNIST at 16x16, 3,000 steps of batch 64, about 4 minutes an arm on two cores. `classifier`, seed 0, is trained
+first in any case: its features judge all images.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+
+sys.path.append(str(Path(__file__).parents[1] / "fashion_mnist"))
+
+from arms import ARMS, SIZE, Joint, mask_channel  # noqa: E402
+from baselines import Run, load_arrays  # noqa: E402
+from concatenated import sample_concatenated  # noqa: E402
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler  # noqa: E402
+from evaluate import BATCH_SIZE, JointSampler, Judge, batches, sample_unet  # noqa: E402
+from metrics import calibration_error, mask_iou, silhouettes  # noqa: E402
+from torch import nn  # noqa: E402
+
+from mmdiff_pipelines import (  # noqa: E402
+    MultimodalDPMSolverMultistepScheduler,
+    MultimodalMultitaskPipeline,
+    Presence,
+    elbo,
+)
+
+
+RESULTS = Path(__file__).parent / "results"
+SCALES = (1.0, 2.0, 3.0)
+LEAK_TIMESTEPS = (50, 200, 500)
+ELBO_IMAGES, ELBO_TIMESTEPS = 250, 50
+Scores = dict[str, dict[str, float]]
+
+
+def small_arrays(data_dir: Path, split: str) -> dict[str, torch.Tensor]:
+    """The data at 16x16: means of 2x2 pixels, and the silhouettes of these."""
+    arrays = load_arrays(data_dir, split)
+    pixels = nn.functional.avg_pool2d(arrays["image"][:, None].float(), 32 // SIZE).round()
+    return {
+        "image": pixels[:, 0].to(torch.uint8),
+        "mask": silhouettes(pixels / 255).to(torch.uint8),
+        "label": arrays["label"],
+    }
+
+
+def train(arm: str, seed: int, args: argparse.Namespace, data: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The averaged model of an arm; trained, gone on with, or read."""
+    folder = args.runs / f"{arm}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = argparse.Namespace(
+        arm=arm, seed=seed, output_dir=folder, steps=args.steps, batch_size=64, learning_rate=1e-3, warmup_steps=250,
+        checkpointing_steps=500,
+    )  # fmt: skip
+    run = Run(settings, ARMS[arm].build, ARMS[arm].loss)
+    if run.checkpoint.exists():
+        run.resume()
+    run.train(data)
+    run.finish()
+    return run.model.eval().requires_grad_(False)
+
+
+def quality_and_agreement(judge: Judge, samples: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    return judge.quality(samples["image"]) | {
+        "label_agreement": judge.agreement(samples["image"], samples["label"]),
+        "mask_agreement": mask_iou(samples["mask"], silhouettes(samples["image"])),
+    }
+
+
+def given_label(judge: Judge, images: torch.Tensor) -> dict[str, float]:
+    return judge.quality(images) | {"label_accuracy": judge.agreement(images, judge.balanced_labels())}
+
+
+def given_mask(judge: Judge, images: torch.Tensor) -> dict[str, float]:
+    masks = judge.masks[: judge.num_samples]
+    return judge.quality(images) | {"mask_iou": mask_iou(silhouettes(images), masks)}
+
+
+def leak(unet, scheduler, judge: Judge) -> dict[str, float]:
+    """Label accuracy of the head at some timesteps, with the true encoding in z_t, none, and that of another class."""
+    labels, scores = judge.labels[:1000], {}
+    for t in LEAK_TIMESTEPS:
+        generator = torch.Generator().manual_seed(t)
+        noise = torch.randn(len(labels), unet.total_channels, SIZE, SIZE, generator=generator)
+        timesteps = torch.full_like(labels, t)
+        for how, encoded in {"true": labels, "missing": None, "wrong": (labels + 1) % 10}.items():
+            encodings = {} if encoded is None else unet.encode({"label": encoded})
+            z_t = scheduler.add_noise(judge.images[:1000] * 2 - 1, noise, timesteps, encodings=encodings)
+            predictions = unet(z_t, timesteps, states={"mask": torch.full_like(labels, Presence.ABSENT)}).predictions
+            scores[f"{how}_{t}"] = (predictions["label"].argmax(1) == labels).float().mean().item()
+    return scores
+
+
+def bits_per_dim(unet, scheduler, judge: Judge) -> dict[str, float]:
+    rows = slice(0, ELBO_IMAGES)
+    inputs = {"image": judge.images[rows] * 2 - 1, "label": judge.labels[rows], "mask": judge.masks[rows]}
+    with torch.autocast("cpu", enabled=False):
+        bound = elbo(unet, scheduler, inputs, torch.Generator().manual_seed(0), ELBO_TIMESTEPS)
+    return {"bits_per_dim": bound["bits_per_dim"].mean().item()}
+
+
+def score_joint(arm: Joint, model: nn.Module, judge: Judge) -> Scores:
+    scheduler = arm.scheduler()
+    pipeline = MultimodalMultitaskPipeline(model.unet, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    sample = JointSampler(pipeline, judge.num_samples)
+    read = sample({"image": judge.images})
+    scores = {
+        "image given": {
+            "label_accuracy": (read["label"] == judge.labels).float().mean().item(),
+            "calibration_error": calibration_error(read["label_probabilities"], judge.labels),
+            "mask_iou": mask_iou(read["mask"], judge.masks),
+        },
+        "leak": leak(model.unet, scheduler, judge),
+    }
+    if arm.image_weight == 0:
+        return scores
+    scores["joint"] = quality_and_agreement(judge, sample())
+    for scale in SCALES[:2]:
+        samples = sample(discrete="draw_first", guidance_scale=scale)
+        scores[f"joint, draw first, guidance {scale:g}"] = quality_and_agreement(judge, samples)
+    for scale in SCALES:
+        images = sample({"label": judge.balanced_labels()}, guidance_scale=scale)["image"]
+        scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
+    scores["mask given"] = given_mask(judge, sample({"mask": judge.masks[: judge.num_samples]})["image"])
+    pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, thresholding=True)
+    samples = sample(discrete="draw_first", num_inference_steps=20)
+    scores["joint, draw first, 20 DPM-Solver++"] = quality_and_agreement(judge, samples)
+    scores["likelihood"] = bits_per_dim(model.unet, scheduler, judge)
+    return scores
+
+
+def score_concatenated(model: nn.Module, judge: Judge) -> Scores:
+    def sample(given: Mapping[str, torch.Tensor], scale: float = 1.0) -> dict[str, torch.Tensor]:
+        total = len(next(iter(given.values()))) if given else judge.num_samples
+        parts = [
+            sample_concatenated(
+                model, {n: v[rows] for n, v in given.items()}, rows.stop - rows.start, 50, scale, generator
+            )
+            for rows, generator in batches(total)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    read = sample({"image": judge.images[:2000] * 2 - 1})
+    scores = {
+        "image given": {
+            "label_accuracy": (read["label"] == judge.labels[:2000]).float().mean().item(),
+            "mask_iou": mask_iou(read["mask"], judge.masks[:2000]),
+        },
+        "joint": quality_and_agreement(judge, sample({})),
+    }
+    for scale in SCALES:
+        images = sample({"label": judge.balanced_labels()}, scale)["image"]
+        scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
+    scores["mask given"] = given_mask(judge, sample({"mask": judge.masks[: judge.num_samples]})["image"])
+    return scores
+
+
+def score_ddpm(unet: nn.Module, judge: Judge) -> Scores:
+    def quality(scheduler, num_steps: int) -> dict[str, float]:
+        return judge.quality(sample_unet(unet, scheduler, num_steps, None, 1.0, judge.num_samples))
+
+    solver = DPMSolverMultistepScheduler(timestep_spacing="leading", thresholding=True)
+    return {"image": quality(DDPMScheduler(), 50), "image, 20 DPM-Solver++": quality(solver, 20)}
+
+
+def score_class_conditional(unet: nn.Module, judge: Judge) -> Scores:
+    def images(scale: float) -> torch.Tensor:
+        return sample_unet(unet, DDPMScheduler(), 50, judge.balanced_labels(), scale, judge.num_samples)
+
+    return {f"label given, guidance {scale:g}": given_label(judge, images(scale)) for scale in SCALES}
+
+
+class WithMask(nn.Module):
+    """A mask-conditioned UNet, its masks fixed, as a plain one."""
+
+    def __init__(self, unet: nn.Module, masks: torch.Tensor):
+        super().__init__()
+        self.unet, self.config, self.masks = unet, unet.config, masks
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor):
+        return self.unet(torch.cat([sample, mask_channel(self.masks)], dim=1), timestep)
+
+
+def score_mask_conditioned(unet: nn.Module, judge: Judge) -> Scores:
+    parts = []
+    for rows, _ in batches(judge.num_samples):
+        masks = judge.masks[rows]
+        parts.append(sample_unet(WithMask(unet, masks), DDPMScheduler(), 50, None, 1.0, len(masks)))
+    return {"mask given": given_mask(judge, torch.cat(parts))}
+
+
+def score_silhouette_unet(unet: nn.Module, judge: Judge) -> Scores:
+    masks = torch.cat([unet(batch * 2 - 1, 0).sample.argmax(1) for batch in judge.images.split(BATCH_SIZE)])
+    return {"image given": {"mask_iou": mask_iou(masks, judge.masks)}}
+
+
+def score_classifier(model: nn.Module, judge: Judge) -> Scores:
+    probabilities = torch.cat([model(batch).float().softmax(1) for batch in (judge.images * 2 - 1).split(BATCH_SIZE)])
+    accuracy = (probabilities.argmax(1) == judge.labels).float().mean().item()
+    return {
+        "image given": {
+            "label_accuracy": accuracy,
+            "calibration_error": calibration_error(probabilities, judge.labels),
+        }
+    }
+
+
+SCORERS: dict[str, Callable[[nn.Module, Judge], Scores]] = {
+    "classifier": score_classifier,
+    "ddpm": score_ddpm,
+    "class_conditional": score_class_conditional,
+    "silhouette_unet": score_silhouette_unet,
+    "mask_conditioned": score_mask_conditioned,
+    "concatenated": score_concatenated,
+}
+
+
+@torch.no_grad()
+def score(arm: str, model: nn.Module, judge: Judge) -> Scores:
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = score_joint(ARMS[arm], model, judge) if isinstance(ARMS[arm], Joint) else SCORERS[arm](model, judge)
+    return {how: {name: round(value, 4) for name, value in row.items()} for how, row in scores.items()}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True, help="what examples/fashion_mnist/prepare.py wrote")
+    parser.add_argument("--runs", type=Path, required=True, help="weights and checkpoints go here")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--num_samples", type=int, default=1000, help="images a row")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    torch.set_num_threads(2)
+    data, test = small_arrays(args.data_dir, "train"), small_arrays(args.data_dir, "test")
+    judge = Judge(train("classifier", 0, args, data), test, args.num_samples)
+    RESULTS.mkdir(exist_ok=True)
+    for seed in args.seeds:
+        for arm in args.arms:
+            path = RESULTS / f"{arm}-{seed}.json"
+            if path.exists():
+                continue
+            scores = score(arm, train(arm, seed, args, data), judge)
+            training = json.loads((args.runs / f"{arm}-{seed}" / "training.json").read_text())
+            path.write_text(json.dumps({"training": training, "scores": scores}, indent=2) + "\n")
+            print(arm, seed, json.dumps(scores), flush=True)
+
+
+if __name__ == "__main__":
+    main()

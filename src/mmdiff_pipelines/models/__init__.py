@@ -1,0 +1,4 @@
+from .unet_multimodal import MultimodalUNet2DModel, MultimodalUNet2DOutput
+
+
+__all__ = ["MultimodalUNet2DModel", "MultimodalUNet2DOutput"]

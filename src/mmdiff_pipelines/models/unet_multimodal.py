@@ -1,0 +1,273 @@
+"""One UNet for all modalities: diffusers' UNet2D trunk, an encoder and a head for each modality, presence states.
+
+The network sees z_t (the anchor's channels, then the reserved ones), is told per row and modality whether it is joint,
+given, queried or absent, and returns its prediction for the anchor together with one for each modality. Whatever is
+added to the trunk starts at zero, so a pretrained UNet is reproduced exactly before training.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from diffusers.models.attention import AttentionMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from ..configuration import inherit_config
+from ..modalities import ANCHOR, MODALITY_TYPES, Features, Geometry, Modality, Presence
+
+
+@dataclass
+class MultimodalUNet2DOutput(BaseOutput):
+    """The outputs of one call.
+
+    Args:
+        sample: (B, C, H, W), the prediction for the anchor, of the scheduler's `prediction_type`.
+        predictions: name -> what the modality's head says: logits or a mean.
+    """
+
+    sample: torch.Tensor
+    predictions: dict[str, torch.Tensor]
+
+
+def zeros(module: nn.Module) -> nn.Module:
+    """`module` with all its parameters set to zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class MultimodalUNet2DModel(AttentionMixin, UNet2DModel):
+    """A [`UNet2DModel`] that denoises an image together with further modalities.
+
+    Args:
+        modalities: name -> {"type": a key of `MODALITY_TYPES`, and the arguments of that class}, for example
+            `{"label": {"type": "categorical", "num_classes": 10, "space": "own", "channels": 1}}`.
+        sample_size, in_channels, ...: those of [`UNet2DModel`]. `sample_size` is required; `in_channels` and
+            `out_channels` are the anchor's C. Reserved channels come on top: C_z = `total_channels`.
+
+    Raises:
+        ValueError: an unknown modality type, a name that is reserved, or arguments that a modality does not take.
+    """
+
+    @inherit_config(UNet2DModel)
+    def __init__(self, *, modalities: dict[str, dict] | None = None, **parent_arguments):
+        if parent_arguments["class_embed_type"] is not None or parent_arguments["num_class_embeds"] is not None:
+            raise ValueError("`num_class_embeds`, `class_embed_type`: describe the class as a categorical modality.")
+        if parent_arguments["in_channels"] != parent_arguments["out_channels"]:
+            raise ValueError("`in_channels` and `out_channels` must be equal: the anchor's channels.")
+        super().__init__(**parent_arguments)
+        width = self.conv_in.out_channels
+        embedding_dim = self.time_embedding.linear_2.out_features
+        self.modality_modules = nn.ModuleDict(self._build_modalities(modalities or {}, embedding_dim))
+
+        self.channel_slices: dict[str, slice] = {ANCHOR: slice(0, self.config.in_channels)}
+        self.total_channels = self.config.in_channels
+        self.conv_condition = nn.ModuleDict()
+        for name, modality in self.modality_modules.items():
+            if modality.space == "shared":
+                self.channel_slices[name] = self.channel_slices[ANCHOR]
+                self.conv_condition[name] = zeros(nn.Conv2d(modality.channels, width, 3, padding=1, bias=False))
+            else:
+                self.channel_slices[name] = slice(self.total_channels, self.total_channels + modality.channels)
+                self.total_channels += modality.channels
+        reserved = self.total_channels - self.config.in_channels
+        self.conv_reserved = zeros(nn.Conv2d(reserved, width, 3, padding=1, bias=False)) if reserved else None
+        names = [ANCHOR, *self.modality_modules] if self.modality_modules else []
+        self.presence_embedding = nn.ModuleDict(
+            {name: zeros(nn.Embedding(len(Presence), embedding_dim)) for name in names}
+        )
+
+    def _build_modalities(self, specs: Mapping[str, dict], embedding_dim: int) -> dict[str, Modality]:
+        size = self.config.sample_size
+        if specs and size is None:
+            raise ValueError("`sample_size` is None; with modalities it must be the height and width of the samples.")
+        height, width = (size, size) if isinstance(size, int) else size or (None, None)
+        features, bottleneck = self.config.block_out_channels[0], self.config.block_out_channels[-1]
+        geometry = Geometry(self.config.in_channels, height, width, features, bottleneck + features, embedding_dim)
+        modules = {}
+        # saved configs have sorted keys: the order of channels must not depend on any other
+        for name, spec in sorted(specs.items()):
+            if name == ANCHOR or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise ValueError(f"`modalities` has the name {name!r}, which is reserved or no identifier.")
+            arguments = dict(spec)
+            modality_type = arguments.pop("type", None)
+            if modality_type not in MODALITY_TYPES:
+                raise ValueError(
+                    f"`modalities[{name!r}]` has the type {modality_type!r}; known: {', '.join(MODALITY_TYPES)}. "
+                    "A type of your own must be put into `mmdiff_pipelines.MODALITY_TYPES` before loading."
+                )
+            try:
+                modules[name] = MODALITY_TYPES[modality_type](geometry, **arguments)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`modalities[{name!r}]` of type {modality_type!r}: {error}") from error
+        return modules
+
+    @classmethod
+    def from_unet(cls, unet: UNet2DModel, modalities: dict[str, dict] | None = None) -> "MultimodalUNet2DModel":
+        """Start from a pretrained [`UNet2DModel`]: its weights, and new parts that change nothing until trained.
+
+        Raises:
+            ValueError: if `unet` is class-conditional, or its input and output channels differ.
+        """
+        config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+        model = cls(**config, modalities=modalities)
+        model.load_state_dict(unet.state_dict(), strict=False)
+        return model.to(unet.device, unet.dtype)
+
+    def encode(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """E_i of every modality in `inputs`: name -> (B, C_z, H, W), zero outside the modality's channels.
+
+        Args:
+            inputs: name -> input tensor; the anchor, "image" (B, C, H, W), is its own encoding.
+        """
+        return {
+            name: self._place(name, tensor if name == ANCHOR else self.modality_modules[name].encode(tensor))
+            for name, tensor in inputs.items()
+        }
+
+    def expected_encodings(self, predictions: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """E[e_i | z_t] of every prediction, which the posterior mean (4) needs: name -> (B, C_z, H, W)."""
+        return {
+            name: self._place(name, self.modality_modules[name].expected_encoding(prediction))
+            for name, prediction in predictions.items()
+        }
+
+    def _place(self, name: str, encoding: torch.Tensor) -> torch.Tensor:
+        channels = self.channel_slices[name]
+        return F.pad(encoding, (0, 0, 0, 0, channels.start, self.total_channels - channels.stop))
+
+    def impose_given(
+        self, sample: torch.Tensor, encodings: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Overwrite the own channels of what is given with its clean encoding; arguments as `forward`."""
+        sample = sample.clone()
+        for name, encoding in encodings.items():
+            if name in states and name not in self.conv_condition:
+                channels = self.channel_slices[name]
+                given = (states[name] == Presence.GIVEN.value).view(-1, 1, 1, 1)
+                clean = encoding[:, channels].to(sample.dtype)
+                sample[:, channels] = torch.where(given, clean, sample[:, channels])
+        return sample
+
+    def _embed(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
+        """Time embedding, as UNet2DModel makes it: (B, embedding_dim)."""
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        return self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+
+    def _condition(
+        self,
+        hidden: torch.Tensor,
+        embedding: torch.Tensor,
+        encodings: Mapping[str, torch.Tensor],
+        states: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tell the network the state of every modality, and what is given."""
+        for name, presence_embedding in self.presence_embedding.items():
+            state = states[name]
+            embedding = embedding + presence_embedding(state)
+            if name == ANCHOR or name not in encodings:
+                continue
+            given = (state == Presence.GIVEN.value).to(hidden.dtype)
+            encoding = encodings[name][:, self.channel_slices[name]].to(hidden.dtype) * given.view(-1, 1, 1, 1)
+            if name in self.conv_condition:
+                hidden = hidden + self.conv_condition[name](encoding)
+            condition = self.modality_modules[name].condition(encoding)
+            if condition is not None:
+                embedding = embedding + condition
+        return hidden, embedding
+
+    def _complete_states(
+        self,
+        states: Mapping[str, torch.Tensor] | None,
+        encodings: Mapping[str, torch.Tensor],
+        sample: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        joint = torch.full((sample.shape[0],), int(Presence.JOINT), dtype=torch.long, device=sample.device)
+        known = {ANCHOR: joint} | dict.fromkeys(self.modality_modules, joint)
+        for name in [*(states or {}), *encodings]:
+            if name not in known:
+                raise ValueError(f"{name!r} in `states` or `encodings` is no modality; known: {', '.join(known)}.")
+        return known | {name: state.to(sample.device) for name, state in (states or {}).items()}
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encodings: Mapping[str, torch.Tensor] | None = None,
+        states: Mapping[str, torch.Tensor] | None = None,
+        return_dict: bool = True,
+    ) -> MultimodalUNet2DOutput | tuple:
+        """One pass of the trunk and all heads.
+
+        Args:
+            sample: (B, C_z, H, W), z_t.
+            timestep: scalar or (B,).
+            encodings: name -> (B, C_z, H, W), the clean encodings of what is given; "image" is the clean anchor. Rows
+                whose state is not GIVEN are ignored.
+            states: name -> (B,) long of [`Presence`]; names left out are JOINT.
+            return_dict: else a tuple (sample, predictions).
+
+        Returns:
+            [`MultimodalUNet2DOutput`].
+
+        Raises:
+            ValueError: if `sample` has not C_z channels, or a name is unknown.
+        """
+        if sample.shape[1] != self.total_channels:
+            raise ValueError(f"`sample` has {sample.shape[1]} channels; this model takes {self.total_channels}.")
+        encodings = encodings or {}
+        states = self._complete_states(states, encodings, sample)
+        sample = self.impose_given(sample, encodings, states)
+        anchor, reserved = sample.split(
+            [self.config.in_channels, self.total_channels - self.config.in_channels], dim=1
+        )
+        if self.config.center_input_sample:
+            anchor = 2 * anchor - 1.0
+
+        embedding = self._embed(timestep, sample)
+        hidden = self.conv_in(anchor)
+        if self.conv_reserved is not None:
+            hidden = hidden + self.conv_reserved(reserved)
+        hidden, embedding = self._condition(hidden, embedding, encodings, states)
+
+        features, skip_sample = self._trunk(hidden, embedding, anchor)
+        output = self.conv_out(features.map)
+        if skip_sample is not None:
+            output = output + skip_sample
+        if self.config.time_embedding_type == "fourier":
+            output = output / torch.as_tensor(timestep, device=output.device).expand(len(output)).view(-1, 1, 1, 1)
+
+        predictions = {name: modality.predict(features) for name, modality in self.modality_modules.items()}
+        if not return_dict:
+            return output, predictions
+        return MultimodalUNet2DOutput(sample=output, predictions=predictions)
+
+    def _trunk(
+        self, hidden: torch.Tensor, embedding: torch.Tensor, skip_sample: torch.Tensor
+    ) -> tuple[Features, torch.Tensor | None]:
+        """UNet2DModel's own blocks, from after `conv_in` to before `conv_out`; also the skip output of skip blocks."""
+        residuals = (hidden,)
+        for block in self.down_blocks:
+            if hasattr(block, "skip_conv"):
+                hidden, new_residuals, skip_sample = block(hidden, temb=embedding, skip_sample=skip_sample)
+            else:
+                hidden, new_residuals = block(hidden, temb=embedding)
+            residuals += new_residuals
+        if self.mid_block is not None:
+            hidden = self.mid_block(hidden, embedding)
+        bottleneck = hidden
+
+        skip_sample = None
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            residuals, block_residuals = residuals[:-count], residuals[-count:]
+            if hasattr(block, "skip_conv"):
+                hidden, skip_sample = block(hidden, block_residuals, embedding, skip_sample)
+            else:
+                hidden = block(hidden, block_residuals, embedding)
+        hidden = self.conv_act(self.conv_norm_out(hidden))
+        pooled = torch.cat([bottleneck.mean((2, 3)), hidden.mean((2, 3))], dim=1)
+        return Features(map=hidden, pooled=pooled), skip_sample
