@@ -212,18 +212,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    torch.set_num_threads(2)
     test = load_arrays(args.data_dir, "test")
     judge = Judge(load_baseline("classifier", args.runs / "classifier"), test, args.num_samples)
-    with torch.autocast("cpu", torch.bfloat16):
-        if "specialists" in args.only:
-            score_specialists(judge, args.runs)
-        if "joint" in args.only and args.pipeline is not None:
-            score_joint(judge, args.pipeline, args.name)
-        if "ddpm" in args.only:
-            score_ddpm(judge, args.runs)
-        if "class_conditional" in args.only:
-            score_class_conditional(judge, args.runs)
+    if "specialists" in args.only:
+        score_specialists(judge, args.runs)
+    if "joint" in args.only and args.pipeline is not None:
+        score_joint(judge, args.pipeline, args.name)
+    if "ddpm" in args.only:
+        score_ddpm(judge, args.runs)
+    if "class_conditional" in args.only:
+        score_class_conditional(judge, args.runs)
 
 
 if __name__ == "__main__":
