@@ -17,10 +17,9 @@ SILHOUETTE_THRESHOLD = 0.2
 
 @torch.no_grad()
 def read_images(classifier: Classifier, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (n, 64) and classes (n,) that the independent classifier sees; in float32, whatever drew the images."""
-    with torch.autocast("cpu", enabled=False):
-        features = torch.cat([classifier.features(batch * 2 - 1) for batch in images.float().split(500)])
-        return features, classifier.head(features).argmax(1)
+    """Features (n, 64) and classes (n,) that the independent classifier sees."""
+    features = torch.cat([classifier.features(batch * 2 - 1) for batch in images.float().split(500)])
+    return features, classifier.head(features).argmax(1)
 
 
 def frechet_distance(features: torch.Tensor, real_features: torch.Tensor) -> float:

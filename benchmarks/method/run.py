@@ -101,8 +101,7 @@ def leak(unet, scheduler, judge: Judge) -> dict[str, float]:
 def bits_per_dim(unet, scheduler, judge: Judge) -> dict[str, float]:
     rows = slice(0, ELBO_IMAGES)
     inputs = {"image": judge.images[rows] * 2 - 1, "label": judge.labels[rows], "mask": judge.masks[rows]}
-    with torch.autocast("cpu", enabled=False):
-        bound = elbo(unet, scheduler, inputs, torch.Generator().manual_seed(0), ELBO_TIMESTEPS)
+    bound = elbo(unet, scheduler, inputs, torch.Generator().manual_seed(0), ELBO_TIMESTEPS)
     return {"bits_per_dim": bound["bits_per_dim"].mean().item()}
 
 
@@ -225,8 +224,7 @@ SCORERS: dict[str, Callable[[nn.Module, Judge], Scores]] = {
 
 @torch.no_grad()
 def score(arm: str, model: nn.Module, judge: Judge) -> Scores:
-    with torch.autocast("cpu", torch.bfloat16):
-        scores = score_joint(ARMS[arm], model, judge) if isinstance(ARMS[arm], Joint) else SCORERS[arm](model, judge)
+    scores = score_joint(ARMS[arm], model, judge) if isinstance(ARMS[arm], Joint) else SCORERS[arm](model, judge)
     return {how: {name: round(value, 4) for name, value in row.items()} for how, row in scores.items()}
 
 
@@ -243,7 +241,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    torch.set_num_threads(2)
     data, test = small_arrays(args.data_dir, "train"), small_arrays(args.data_dir, "test")
     judge = Judge(train("classifier", 0, args, data), test, args.num_samples)
     RESULTS.mkdir(exist_ok=True)

@@ -143,13 +143,15 @@ class MultimodalUNet2DModel(AttentionMixin, UNet2DModel):
         self, sample: torch.Tensor, encodings: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Overwrite the own channels of what is given with its clean encoding; arguments as `forward`."""
+        own = [name for name in encodings if name in states and name not in self.conv_condition]
+        if not own:
+            return sample
         sample = sample.clone()
-        for name, encoding in encodings.items():
-            if name in states and name not in self.conv_condition:
-                channels = self.channel_slices[name]
-                given = (states[name] == Presence.GIVEN.value).view(-1, 1, 1, 1)
-                clean = encoding[:, channels].to(sample.dtype)
-                sample[:, channels] = torch.where(given, clean, sample[:, channels])
+        for name in own:
+            channels = self.channel_slices[name]
+            given = (states[name] == Presence.GIVEN.value).view(-1, 1, 1, 1)
+            clean = encodings[name][:, channels].to(sample.dtype)
+            sample[:, channels] = torch.where(given, clean, sample[:, channels])
         return sample
 
     def _embed(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:

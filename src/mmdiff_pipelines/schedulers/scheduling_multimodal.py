@@ -245,14 +245,16 @@ class MultimodalSchedulerMixin:
     ) -> torch.Tensor:
         dtype = torch.promote_types(sample.dtype, torch.float32)
         alpha_bar_t = self._at(timestep).to(sample.device)
-        channels = tensor.shape[1]
-        anchor_encodings = {name: e[:, :channels].to(dtype) for name, e in (encodings or {}).items()}
-        shift_t = torch.as_tensor(self._shift(anchor_encodings, alpha_bar_t), dtype=dtype, device=sample.device)
+        channels, shift_t = tensor.shape[1], 0.0
+        if self.config.prediction_type == "epsilon":  # the one type that refers to y
+            shift_t = self._shift(
+                {name: e[:, :channels].to(dtype) for name, e in (encodings or {}).items()}, alpha_bar_t
+            )
         return conversion(
             self.config.prediction_type,
             tensor.to(dtype),
             sample[:, :channels].to(dtype),
-            shift_t,
+            torch.as_tensor(shift_t, dtype=dtype, device=sample.device),
             alpha_bar_t.to(dtype),
         )
 
