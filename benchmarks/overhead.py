@@ -34,11 +34,11 @@ TRUNK = {
     "sample_size": 32,
     "in_channels": 1,
     "out_channels": 1,
-    "block_out_channels": (16, 32, 64, 64),
+    "block_out_channels": (8, 16, 32, 64),
     "layers_per_block": 1,
     "down_block_types": ("DownBlock2D",) * 4,
     "up_block_types": ("UpBlock2D",) * 4,
-    "norm_num_groups": 8,
+    "norm_num_groups": 4,
     "attention_head_dim": 16,
 }
 MODALITIES = {

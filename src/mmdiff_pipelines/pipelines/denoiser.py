@@ -91,15 +91,18 @@ class SubsetDenoiser:
         """
         count = len(samples)
 
+        def repeated(tensors: list[torch.Tensor]) -> torch.Tensor:
+            return tensors[0] if count == 1 else torch.cat(tensors)
+
         def states_of(name: str) -> torch.Tensor:
             state = self.states[name]
             absent = torch.where(self._given(name), int(Presence.ABSENT), state)
-            return torch.cat([absent if name in names else state for names in withheld])
+            return repeated([absent if name in names else state for names in withheld])
 
         output = self.unet(
-            torch.cat(samples),
+            repeated(samples),
             t,
-            encodings={name: torch.cat([encoding] * count) for name, encoding in self.encodings.items()},
+            encodings={name: repeated([encoding] * count) for name, encoding in self.encodings.items()},
             states={name: states_of(name) for name in self.states},
         )
         predictions = {name: prediction.chunk(count)[-1] for name, prediction in output.predictions.items()}
