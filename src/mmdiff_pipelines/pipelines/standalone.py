@@ -145,7 +145,8 @@ def standalone_source(cls: type) -> str:
 def _own_classes(pipeline: DiffusionPipeline) -> dict[str, type]:
     """Component -> its class, where it is of this package; the pipeline's own under ""."""
     if not type(pipeline).__module__.startswith(f"{PACKAGE}."):
-        raise ValueError(f"`pipeline` is a {type(pipeline).__name__}; accepted: a pipeline of {PACKAGE}.")
+        name = f"{type(pipeline).__module__}.{type(pipeline).__name__}"
+        raise ValueError(f"`pipeline` is a {name}; accepted: a pipeline of {PACKAGE}.")
     classes = {"": type(pipeline)}
     for name in pipeline.components:
         library, class_name = pipeline.config[name]
