@@ -12,13 +12,13 @@ from mmdiff_pipelines import MultimodalDDIMScheduler, MultimodalMultitaskPipelin
 
 from .conftest import build_pipeline
 from .hub_server import OWNER, READER
-from .test_standalone import OWN, sample_in_all_ways
+from .test_standalone import OWN, VERSION, sample_in_all_ways
 
 
 LOADED = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json"}
 LOADED |= {"unet/diffusion_pytorch_model.safetensors"}
-CODE = {"pipeline_multimodal_multitask_0_1_0.py", "unet/unet_multimodal_0_1_0.py"}
-CODE |= {"scheduler/scheduling_multimodal_ddpm_0_1_0.py"}
+CODE = {f"pipeline_multimodal_multitask_{VERSION}.py", f"unet/unet_multimodal_{VERSION}.py"}
+CODE |= {f"scheduler/scheduling_multimodal_ddpm_{VERSION}.py"}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_a_branch_keeps_nothing_of_what_was_there_before(hub):
     pipeline.scheduler = MultimodalDDIMScheduler.from_config(pipeline.scheduler.config)
     push_standalone(pipeline, "user/model", token=OWNER, branch="code")
     schedulers = {path for path in hub.files("user/model", "code") if path.startswith("scheduler/")}
-    assert schedulers == {"scheduler/scheduler_config.json", "scheduler/scheduling_multimodal_ddim_0_1_0.py"}
+    assert schedulers == {"scheduler/scheduler_config.json", f"scheduler/scheduling_multimodal_ddim_{VERSION}.py"}
 
 
 def test_a_token_that_may_not_write_uploads_nothing(hub):
