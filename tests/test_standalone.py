@@ -111,7 +111,7 @@ def loaded(tmp_path_factory):
     environment = os.environ | {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
     arguments = [str(root / name) for name in ("own", "shared", "resaved", "outputs.pt")]
     result = subprocess.run(
-        [sys.executable, "-I", "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-I", "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stderr
     outputs = torch.load(root / "outputs.pt")
