@@ -6,7 +6,12 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from .modalities import MODALITY_TYPES, Modality, Presence
 from .models import MultimodalUNet2DModel, MultimodalUNet2DOutput
 from .objective import MultitaskLossOutput, UncertaintyWeights, elbo, multitask_loss
-from .pipelines import MultimodalMultitaskPipeline, MultimodalMultitaskPipelineOutput
+from .pipelines import (
+    MultimodalMultitaskPipeline,
+    MultimodalMultitaskPipelineOutput,
+    export_standalone,
+    push_standalone,
+)
 from .schedulers import (
     MultimodalDDIMScheduler,
     MultimodalDDPMScheduler,
@@ -40,5 +45,7 @@ __all__ = [
     "SchedulerMixin",
     "UncertaintyWeights",
     "elbo",
+    "export_standalone",
     "multitask_loss",
+    "push_standalone",
 ]

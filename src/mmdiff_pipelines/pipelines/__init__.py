@@ -1,4 +1,10 @@
 from .pipeline_multimodal_multitask import MultimodalMultitaskPipeline, MultimodalMultitaskPipelineOutput
+from .standalone import export_standalone, push_standalone
 
 
-__all__ = ["MultimodalMultitaskPipeline", "MultimodalMultitaskPipelineOutput"]
+__all__ = [
+    "MultimodalMultitaskPipeline",
+    "MultimodalMultitaskPipelineOutput",
+    "export_standalone",
+    "push_standalone",
+]

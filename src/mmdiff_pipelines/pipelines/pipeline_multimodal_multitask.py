@@ -17,7 +17,6 @@ from ..modalities import ANCHOR, Presence
 from ..modalities.image import pixels_to_tensor, tensor_to_pixels
 from ..models import MultimodalUNet2DModel
 from ..schedulers import MultimodalDDIMScheduler, MultimodalDDPMScheduler, MultimodalDPMSolverMultistepScheduler
-from ..schedulers.scheduling_multimodal import MultimodalSchedulerMixin
 from .denoiser import SubsetDenoiser
 
 
@@ -170,7 +169,8 @@ class MultimodalMultitaskPipeline(DiffusionPipeline):
 
     def _check_scheduler(self) -> None:
         """The model knows the spaces, the scheduler the weights: see that they fit."""
-        if not isinstance(self.scheduler, MultimodalSchedulerMixin):
+        # not by its class: code that travels with a checkpoint has a class of its own
+        if not hasattr(self.scheduler, "marginal_weight"):
             name = type(self.scheduler).__name__
             raise TypeError(
                 f"`scheduler` is a {name}; convert it, as by MultimodalDDPMScheduler.from_config(its config)."
