@@ -45,6 +45,13 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer({"id": "user/model", "sha": "0", "siblings": [], "name": "user"})
 
+    def do_HEAD(self):
+        """No file is there yet."""
+        self.send_response(404)
+        self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def answer(self, content, status=200):
         data = json.dumps(content).encode()
         self.send_response(status)
@@ -84,8 +91,8 @@ def test_the_final_pipeline_is_pushed_and_nothing_else(tmp_path, hub):
     assert hub.created["visibility"] == "private"
     assert hub.tokens == {"Bearer hf_secret"}
     assert set(hub.files) == {
-        "README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
+        "README.md", "model_index.json", "scheduler/scheduler_config.json", "training.json",
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
     card = hub.files["README.md"].decode()
     assert 'from_pretrained("user/model")' in card

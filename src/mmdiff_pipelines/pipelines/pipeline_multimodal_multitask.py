@@ -19,6 +19,7 @@ from ..models import MultimodalUNet2DModel
 from ..schedulers import MultimodalDDIMScheduler, MultimodalDDPMScheduler, MultimodalDPMSolverMultistepScheduler
 from ..schedulers.scheduling_multimodal import MultimodalSchedulerMixin
 from .denoiser import SubsetDenoiser
+from .sharing import SharingMixin
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -42,7 +43,7 @@ class MultimodalMultitaskPipelineOutput(BaseOutput):
     confidences: dict[str, torch.Tensor]
 
 
-class MultimodalMultitaskPipeline(DiffusionPipeline):
+class MultimodalMultitaskPipeline(SharingMixin, DiffusionPipeline):
     """Generate an image and its aligned data jointly, or any of them given the others.
 
     Args:
