@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -19,7 +19,7 @@ from ..models import MultimodalUNet2DModel
 from ..schedulers import MultimodalDDIMScheduler, MultimodalDDPMScheduler, MultimodalDPMSolverMultistepScheduler
 from ..schedulers.scheduling_multimodal import MultimodalSchedulerMixin
 from .denoiser import SubsetDenoiser
-from .sharing import SharingMixin
+from .sharing import SharedPipeline
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -43,7 +43,7 @@ class MultimodalMultitaskPipelineOutput(BaseOutput):
     confidences: dict[str, torch.Tensor]
 
 
-class MultimodalMultitaskPipeline(SharingMixin, DiffusionPipeline):
+class MultimodalMultitaskPipeline(SharedPipeline):
     """Generate an image and its aligned data jointly, or any of them given the others.
 
     Args:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from huggingface_hub import CommitInfo, create_repo, hf_hub_download, upload_folder
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -20,8 +21,8 @@ RECORDS = [TRAINING, EVALUATION]
 UPLOADED = [CARD_NAME, *RECORDS, "model_index.json", "unet/*", "scheduler/*", "vae/*", "samples/*"]
 
 
-class SharingMixin:
-    """Replaces the uploads of a [`DiffusionPipeline`], which it stands before.
+class SharedPipeline(DiffusionPipeline):
+    """A [`DiffusionPipeline`] that is uploaded with the card that `model_card.py` makes.
 
     The records and pictures of the folder that a pipeline was loaded from come along, as long as its weights are still
     those of that folder: what was measured of others is not true of these.
