@@ -5,6 +5,8 @@ import torch
 
 from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline, MultimodalUNet2DModel
 
+from .hub_server import HubServer, connect
+
 
 TRUNK = {
     "sample_size": 16,
@@ -80,3 +82,11 @@ def build_inputs(unet, batch_size=4):
         else:
             inputs[name] = torch.rand(batch_size, *modality.input_shape) * 2 - 1
     return inputs
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """An empty Hub that the client of this process talks to."""
+    with HubServer() as server:
+        connect(server, tmp_path_factory.mktemp("huggingface"), monkeypatch)
+        yield server

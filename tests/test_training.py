@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +12,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline
+from mmdiff_pipelines.pipelines.model_card import build_card
+from mmdiff_pipelines.pipelines.sharing import UPLOADED
 from mmdiff_pipelines.training.checkpoints import checkpoints
 from mmdiff_pipelines.training.loop import Trainer
-from mmdiff_pipelines.training.model_card import UPLOADED
 
+from .conftest import build_pipeline
 from .training_case import ANIMALS, MODALITIES, TRUNK, build_dataset, example, run, save_dataset
 
 
@@ -230,10 +235,15 @@ def test_the_loss_goes_down_and_the_pipeline_loads_and_samples(tmp_path, data, r
         assert grid.size == (3 * 96, 2 * 96 + 12)
     card = (output_dir / "README.md").read_text()
     for part in (
-        "library_name: mmdiff_pipelines", "from_pretrained", "label (categorical)", "accelerate launch",
-        "| Steps | 60, of 8 images each |", "| Images seen | 480 |", "| mask | 0.", "step-000060.png",
+        "library_name: mmdiff_pipelines", "from_pretrained", "| label | categorical |", "accelerate launch",
+        "| Steps | 60 |", "| Images a step | 8 |", "| Images seen | 480 |", "| mask | 0.", "step-000060.png",
+        "| Weights | EMA, decay 0.9 |",
     ):  # fmt: skip
         assert part in card, part
+    assert card == build_card(output_dir)
+    record = json.loads((output_dir / "training.json").read_text())
+    assert record["rows"] == 36 and record["losses"].keys() == {"image", "label", "mask"}
+    assert "dataset" not in record and "base_model" not in record  # both are local
 
 
 def test_only_the_pipeline_is_uploaded(tmp_path, data):
@@ -244,8 +254,32 @@ def test_only_the_pipeline_is_uploaded(tmp_path, data):
     files = [str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert set(filter_repo_objects(files, allow_patterns=UPLOADED)) == {
         "README.md", "model_index.json", "samples/step-000002.png", "scheduler/scheduler_config.json",
-        "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+        "training.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
+
+
+def test_the_card_names_licences_and_what_was_fine_tuned(tmp_path, data):
+    build_pipeline({}).save_pretrained(str(tmp_path / "base"))
+    run(
+        "--train_data_dir", data, "--max_train_steps", 1, "--pretrained_model_name_or_path", tmp_path / "base",
+        "--license", "apache-2.0", "--data_license", "cc0-1.0", "--hub_model_id", "user/model",
+        "--output_dir", tmp_path / "run",
+    )  # fmt: skip
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert card.data.license == "apache-2.0" and card.data.base_model is None
+    for part in (f"| Fine-tuned from | {tmp_path / 'base'} |", "The data: cc0-1.0.", 'from_pretrained("user/model")'):
+        assert part in card.text, part
+
+
+def test_scores_of_earlier_weights_do_not_get_on_the_card_of_new_ones(tmp_path, data):
+    arguments = ["--train_data_dir", data, "--max_train_steps", 1, "--output_dir", tmp_path / "run"]
+    run(*arguments, "--checkpointing_steps", 1)
+    (tmp_path / "run" / "evaluation.json").write_text('{"limits": ["small"]}')
+    run(*arguments, "--resume_from_checkpoint", "latest")  # no step is left, so these are the same weights
+    assert "- small" in (tmp_path / "run" / "README.md").read_text()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-1")
+    with pytest.raises(ValueError, match="--output_dir .* has an evaluation.json of earlier weights"):
+        run(*arguments)
 
 
 def test_a_dry_run_says_what_would_be_trained(tmp_path, data, capsys):

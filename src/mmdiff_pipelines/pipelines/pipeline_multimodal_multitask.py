@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -18,6 +18,7 @@ from ..modalities.image import pixels_to_tensor, tensor_to_pixels
 from ..models import MultimodalUNet2DModel
 from ..schedulers import MultimodalDDIMScheduler, MultimodalDDPMScheduler, MultimodalDPMSolverMultistepScheduler
 from .denoiser import SubsetDenoiser
+from .sharing import SharedPipeline
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -41,7 +42,7 @@ class MultimodalMultitaskPipelineOutput(BaseOutput):
     confidences: dict[str, torch.Tensor]
 
 
-class MultimodalMultitaskPipeline(DiffusionPipeline):
+class MultimodalMultitaskPipeline(SharedPipeline):
     """Generate an image and its aligned data jointly, or any of them given the others.
 
     Args:

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from diffusers.optimization import SchedulerType
+from huggingface_hub.utils import validate_repo_id
 
 from .. import process
 from .modality_options import parse_modality
@@ -184,6 +185,8 @@ def _add_hub(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hub_model_id", help="the repo (default: the name of --output_dir)")
     group.add_argument("--hub_token")
     group.add_argument("--hub_private_repo", action="store_true")
+    group.add_argument("--license", help="of the weights, for the card: apache-2.0, cc-by-4.0, other, ...")
+    group.add_argument("--data_license", help="of the data (default: what the dataset itself says)")
 
 
 def parse_task_weights(text: str) -> dict[str, float] | str:
@@ -221,6 +224,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--cache_in_memory reads all rows at the start; leave out --streaming")
     if args.report_to == "wandb" and args.hub_token is not None:
         raise ValueError("--hub_token would be logged by wandb; use `hf auth login` instead")
+    if args.push_to_hub:
+        validate_repo_id(default_model_id(args))
     if args.no_flip_labels and not args.random_flip:
         raise ValueError("--no_flip_labels needs --random_flip")
     if args.pretrained_unet and (args.pretrained_model_name_or_path or args.model_config_name_or_path):

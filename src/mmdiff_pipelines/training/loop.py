@@ -26,7 +26,7 @@ from .checkpoints import Progress, find_checkpoint, save_checkpoint
 from .components import Components, build_components, task_weights
 from .data import MemoryDataset, build_dataloader, example_rows
 from .dry_run import describe
-from .model_card import push_to_hub, write_model_card
+from .model_card import push_to_hub, refuse_old_scores, write_model_card
 from .objective import MultitaskObjective
 from .step_inputs import StepInputs
 from .term_logs import check_finite, term_logs, term_sums
@@ -150,6 +150,8 @@ class Trainer:
         """Train to the end, and save the pipeline."""
         self.resume()
         args, batches = self.args, self.batches()
+        if self.progress.step < args.max_train_steps:
+            refuse_old_scores(self.output_dir)
         self._start_tracking()
         bar = tqdm(
             initial=self.progress.step, total=args.max_train_steps, desc="Steps",

@@ -1,108 +1,73 @@
-"""The model card of a run, and its upload."""
+"""The record of a run, of which its model card is made, and the upload."""
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
+import diffusers
+import torch
 from accelerate import Accelerator, DistributedType
-from huggingface_hub import HfApi, ModelCard, ModelCardData
 
+from .. import __version__
+from ..modalities import ANCHOR
+from ..pipelines.model_card import write_card
+from ..pipelines.records import EVALUATION, TRAINING
+from ..pipelines.sharing import upload_pipeline
 from .arguments import default_model_id
 from .checkpoints import Progress
 from .components import Components
 
 
-CARD_NAME = "README.md"
-# An allow-list: checkpoints, logs and whatever else lies in the folder stay there.
-UPLOADED = [CARD_NAME, "model_index.json", "unet/*", "scheduler/*", "samples/*"]
-
-BODY = """
-# {model_id}
-
-A `MultimodalMultitaskPipeline` of `mmdiff_pipelines`: {what}.
-{picture}
-## Use
-
-```python
-from mmdiff_pipelines import MultimodalMultitaskPipeline
-
-pipe = MultimodalMultitaskPipeline.from_pretrained("{model_id}")
-output = pipe(batch_size=4)  # .images, and .modalities by name
-```
-
-## Training
-
-| | |
-|---|---|
-| Data | {data} |
-| Rows | {rows} |
-| Image | {channels} channels, {height}x{width} |
-| Modalities | {modalities} |
-| Parameters | {parameters:,} |
-| Steps | {steps:,}, of {batch} images each |
-| Images seen | {seen:,} |
-| Time | {time}, on {devices} |
-| Mixed precision | {precision} |
-| Weights | {weights} |
-
-```bash
-{command}
-```
-
-Losses, the mean of the last {recent} steps over the rows that carry the term:
-
-| Term | Loss |
-|---|---|
-{losses}
-
-Not measured: image quality, or the accuracy of the modalities.
-"""
-
-
 def write_model_card(
     args: argparse.Namespace, components: Components, progress: Progress, accelerator: Accelerator
-) -> Path:
-    """Write README.md into --output_dir."""
-    names = [option.name for option in components.options]
-    height, width = components.size
+) -> None:
+    """Write training.json and, made of it, README.md into --output_dir."""
+    record = training_record(args, components, progress, accelerator)
+    text = json.dumps({key: value for key, value in record.items() if value is not None}, indent=2, ensure_ascii=False)
+    Path(args.output_dir, TRAINING).write_text(text + "\n", encoding="utf-8")
+    write_card(args.output_dir)
+
+
+def training_record(
+    args: argparse.Namespace, components: Components, progress: Progress, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What training.json holds; None where there is nothing to say. See `pipelines/records.py`."""
     batch = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    samples = sorted(Path(args.output_dir, "samples").glob("*.png"))
-    body = BODY.format(
-        model_id=default_model_id(args),
-        what="images" + (f" generated together with, or given, any of: {', '.join(names)}" if names else ""),
-        picture=f"\n![samples](samples/{samples[-1].name})\n" if samples else "",
-        data=_data_source(args),
-        rows=len(components.dataset) if hasattr(components.dataset, "__len__") else "a stream",
-        channels=components.unet.config.in_channels,
-        height=height,
-        width=width,
-        modalities=", ".join(f"{option.name} ({option.type})" for option in components.options) or "none",
-        parameters=sum(parameter.numel() for parameter in components.unet.parameters()),
-        steps=progress.step,
-        batch=batch,
-        seen=progress.step * batch,
-        time=f"{progress.seconds / 60:.1f} minutes",
-        devices=f"{accelerator.num_processes} x {accelerator.device.type}",
-        precision=accelerator.mixed_precision,
-        weights=f"EMA, decay {args.ema_max_decay}" if args.use_ema else "of the last step",
-        command=launch_command(accelerator),
-        recent=len(progress.recent),
-        losses=_loss_table(progress, ["image", *names]),
-    )
-    path = Path(args.output_dir, CARD_NAME)
-    ModelCard(f"---\n{_metadata(args, names)}\n---\n{body}").save(path)
-    return path
+    start = args.pretrained_model_name_or_path or args.pretrained_unet
+    return {
+        "repo_id": args.hub_model_id,
+        "license": args.license,
+        "data": _data_source(args),
+        "dataset": _unless_local(args.dataset_name),
+        "data_license": args.data_license or components.dataset.info.license or None,
+        "initial_weights": start,
+        "base_model": _unless_local(start),
+        "rows": len(components.dataset) if hasattr(components.dataset, "__len__") else None,
+        "parameters": sum(parameter.numel() for parameter in components.unet.parameters()),
+        "steps": progress.step,
+        "batch_size": batch,
+        "images_seen": progress.step * batch,
+        "minutes": round(progress.seconds / 60, 1),
+        "device": f"{accelerator.num_processes} x {accelerator.device.type}",
+        "precision": accelerator.mixed_precision,
+        "ema_decay": args.ema_max_decay if args.use_ema else None,
+        "versions": f"mmdiff_pipelines {__version__}, diffusers {diffusers.__version__}, torch {torch.__version__}",
+        "command": launch_command(accelerator),
+        "losses": _losses(progress, [ANCHOR, *(option.name for option in components.options)]),
+        "losses_over": len(progress.recent),
+    }
 
 
-def _metadata(args: argparse.Namespace, names: list[str]) -> str:
-    data = ModelCardData(
-        library_name="mmdiff_pipelines",
-        pipeline_tag="unconditional-image-generation",
-        tags=["mmdiff_pipelines", "diffusers", "multimodal-diffusion", *names],
-        datasets=[args.dataset_name] if args.dataset_name and not Path(args.dataset_name).exists() else None,
-    )
-    return data.to_yaml()
+def refuse_old_scores(output_dir: Path) -> None:
+    """Raises ValueError if the scores of other weights lie where new ones will."""
+    if (output_dir / EVALUATION).exists():
+        raise ValueError(
+            f"--output_dir {output_dir} has an {EVALUATION} of earlier weights, which the card of the new ones would "
+            "show; move it away, or give another folder."
+        )
 
 
 def _data_source(args: argparse.Namespace) -> str:
@@ -110,9 +75,14 @@ def _data_source(args: argparse.Namespace) -> str:
     return f"{source}, split {args.split!r}"
 
 
-def _loss_table(progress: Progress, names: list[str]) -> str:
+def _unless_local(name: str | None) -> str | None:
+    """The id on the Hub, or None for a folder."""
+    return None if name is None or Path(name).exists() else name
+
+
+def _losses(progress: Progress, names: list[str]) -> dict[str, float]:
     means = progress.recent_means()
-    return "\n".join(f"| {name} | {means[f'{name}_loss']:.4g} |" for name in names if f"{name}_loss" in means)
+    return {name: round(means[f"{name}_loss"], 6) for name in names if f"{name}_loss" in means}
 
 
 def launch_command(accelerator: Accelerator) -> str:
@@ -129,13 +99,6 @@ def launch_command(accelerator: Accelerator) -> str:
 
 
 def push_to_hub(args: argparse.Namespace) -> str:
-    """Upload the pipeline, its card and the samples; returns the address."""
-    api = HfApi(token=args.hub_token)
-    repo_id = api.create_repo(default_model_id(args), private=args.hub_private_repo or None, exist_ok=True).repo_id
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=args.output_dir,
-        allow_patterns=UPLOADED,
-        commit_message="Upload MultimodalMultitaskPipeline",
-    )
-    return commit.commit_url
+    """Upload the pipeline, its card, its records and its samples; returns the address."""
+    private = args.hub_private_repo or None
+    return upload_pipeline(args.output_dir, default_model_id(args), private=private, token=args.hub_token).commit_url
