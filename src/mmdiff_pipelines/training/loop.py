@@ -26,6 +26,7 @@ from .checkpoints import Progress, find_checkpoint, save_checkpoint
 from .components import Components, build_components, task_weights
 from .data import MemoryDataset, build_dataloader, example_rows
 from .dry_run import describe
+from .lora import describe_lora, save_lora
 from .model_card import push_to_hub, write_model_card
 from .objective import MultitaskObjective
 from .step_inputs import StepInputs
@@ -87,6 +88,8 @@ class Trainer:
             self.unet.enable_gradient_checkpointing()
         self._build_dataloader()
         self._build_optimizer()
+        # with LoRA, what is frozen needs no mean
+        self.averaged = [p for p in self.unet.parameters() if p.requires_grad or args.lora_rank is None]
         self.ema = self._build_ema()
         self.progress = Progress(self._identity())
         accelerator.register_for_checkpointing(*([self.ema] if self.ema else []), self.progress)
@@ -124,7 +127,7 @@ class Trainer:
         if not self.args.use_ema:
             return None
         ema = EMAModel(
-            self.unet.parameters(),
+            self.averaged,
             decay=self.args.ema_max_decay,
             use_ema_warmup=True,
             inv_gamma=self.args.ema_inv_gamma,
@@ -143,6 +146,7 @@ class Trainer:
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "max_train_steps": args.max_train_steps,
             "rows": len(dataset) if hasattr(dataset, "__len__") else "stream",
+            "LoRA": describe_lora(args),
             "modalities": str({option.name: option.spec for option in self.options}),
         }
 
@@ -227,7 +231,7 @@ class Trainer:
                 self.lr_scheduler.step()
                 self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.step(self.unet.parameters())
+            self.ema.step(self.averaged)
         return term_logs(sums, self.tasks) | self._more_logs()
 
     def _clip_gradients(self) -> None:
@@ -250,12 +254,12 @@ class Trainer:
         if self.ema is None:
             yield
             return
-        self.ema.store(self.unet.parameters())
-        self.ema.copy_to(self.unet.parameters())
+        self.ema.store(self.averaged)
+        self.ema.copy_to(self.averaged)
         try:
             yield
         finally:
-            self.ema.restore(self.unet.parameters())
+            self.ema.restore(self.averaged)
 
     def pipeline(self) -> MultimodalMultitaskPipeline:
         return MultimodalMultitaskPipeline(self.unet, type(self.scheduler).from_config(self.scheduler.config))
@@ -272,12 +276,19 @@ class Trainer:
             write_grid(grid, self.output_dir, self.progress.step, self.accelerator)
         self.accelerator.wait_for_everyone()
 
+    def save(self) -> None:
+        """Save what was trained: the pipeline, or the adapter of one."""
+        if self.args.lora_rank is None:
+            self.pipeline().save_pretrained(str(self.output_dir))
+        else:
+            save_lora(self.pipeline(), self.args)
+
     def finish(self) -> None:
         """Save the pipeline and its card; upload them if asked."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             with self.averaged_weights():
-                self.pipeline().save_pretrained(str(self.output_dir))
+                self.save()
             write_model_card(self.args, self.components, self.progress, self.accelerator)
             if self.args.push_to_hub:
                 self.accelerator.print(f"Uploaded: {push_to_hub(self.args)}")

@@ -11,11 +11,12 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from .arguments import default_model_id
 from .checkpoints import Progress
 from .components import Components
+from .lora import LORA_WEIGHT_NAME, loading_lines
 
 
 CARD_NAME = "README.md"
 # An allow-list: checkpoints, logs and whatever else lies in the folder stay there.
-UPLOADED = [CARD_NAME, "model_index.json", "unet/*", "scheduler/*", "samples/*"]
+UPLOADED = [CARD_NAME, "model_index.json", "unet/*", "scheduler/*", "samples/*", LORA_WEIGHT_NAME]
 
 BODY = """
 # {model_id}
@@ -27,7 +28,7 @@ A `MultimodalMultitaskPipeline` of `mmdiff_pipelines`: {what}.
 ```python
 from mmdiff_pipelines import MultimodalMultitaskPipeline
 
-pipe = MultimodalMultitaskPipeline.from_pretrained("{model_id}")
+{loading}
 output = pipe(batch_size=4)  # .images, and .modalities by name
 ```
 
@@ -70,6 +71,7 @@ def write_model_card(
     samples = sorted(Path(args.output_dir, "samples").glob("*.png"))
     body = BODY.format(
         model_id=default_model_id(args),
+        loading=loading_lines(args, default_model_id(args)),
         what="images" + (f" generated together with, or given, any of: {', '.join(names)}" if names else ""),
         picture=f"\n![samples](samples/{samples[-1].name})\n" if samples else "",
         data=_data_source(args),
