@@ -52,7 +52,7 @@ def test_imports_run_one_way(part):
 def test_importing_the_package_needs_no_extra():
     script = (
         "import sys\n"
-        "for name in ('accelerate', 'datasets', 'lpips', 'gradio', 'torchmetrics', 'torch_fidelity', 'sklearn'):\n"
+        "for name in ('accelerate', 'datasets', 'peft', 'lpips', 'gradio', 'torchmetrics', 'torch_fidelity', 'sklearn'):\n"
         "    sys.modules[name] = None\n"
         "import mmdiff_pipelines\n"
     )

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..configuration import inherit_config
 from ..modalities import ANCHOR, MODALITY_TYPES, Features, Geometry, Modality, Presence
+from .lora import check_lora_fits, fetch_lora
 
 
 @dataclass
@@ -39,7 +42,7 @@ def zeros(module: nn.Module) -> nn.Module:
     return module
 
 
-class MultimodalUNet2DModel(AttentionMixin, UNet2DModel):
+class MultimodalUNet2DModel(PeftAdapterMixin, AttentionMixin, UNet2DModel):
     """A [`UNet2DModel`] that denoises an image together with further modalities.
 
     Args:
@@ -51,6 +54,11 @@ class MultimodalUNet2DModel(AttentionMixin, UNet2DModel):
     Raises:
         ValueError: an unknown modality type, a name that is reserved, or arguments that a modality does not take.
     """
+
+    # what is added to the trunk is small, and part of every prediction
+    _skip_layerwise_casting_patterns = [
+        "norm", "^conv_reserved", "^conv_condition", "^presence_embedding", "^modality_modules",
+    ]  # fmt: skip
 
     @inherit_config(UNet2DModel)
     def __init__(self, *, modalities: dict[str, dict] | None = None, **parent_arguments):
@@ -117,6 +125,33 @@ class MultimodalUNet2DModel(AttentionMixin, UNet2DModel):
         model.load_state_dict(unet.state_dict(), strict=False)
         return model.to(unet.device, unet.dtype)
 
+    def load_lora_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: str | dict[str, torch.Tensor],
+        prefix: str | None = None,
+        **kwargs,
+    ) -> None:
+        """[`PeftAdapterMixin.load_lora_adapter`] of what `save_lora_adapter` and training save. Needs PEFT.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder, a file, a repo, or a state dict.
+            prefix: take only the keys under it, as "unet".
+            kwargs: of the parent, `adapter_name` and `weight_name` among them.
+
+        Raises:
+            ValueError: for LoRA weights of another trunk, before anything is changed.
+        """
+        weights, metadata, options = fetch_lora(pretrained_model_name_or_path_or_dict, prefix, kwargs)
+        check_lora_fits(self, weights)
+        super().load_lora_adapter(weights, prefix=None, metadata=metadata, **options)
+
+    def enable_group_offload(self, onload_device: torch.device | str, *args, **kwargs) -> None:
+        """[`ModelMixin.enable_group_offload`]; encoders and heads, which work outside of `forward` too, stay onloaded."""
+        modality_modules, self.modality_modules = self.modality_modules, nn.ModuleDict()
+        super().enable_group_offload(torch.device(onload_device), *args, **kwargs)
+        self.modality_modules = modality_modules.to(onload_device)
+
+    @apply_forward_hook  # enable_model_cpu_offload
     def encode(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """E_i of every modality in `inputs`: name -> (B, C_z, H, W), zero outside the modality's channels.
 
@@ -128,6 +163,7 @@ class MultimodalUNet2DModel(AttentionMixin, UNet2DModel):
             for name, tensor in inputs.items()
         }
 
+    @apply_forward_hook
     def expected_encodings(self, predictions: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """E[e_i | z_t] of every prediction, which the posterior mean (4) needs: name -> (B, C_z, H, W)."""
         return {

@@ -59,8 +59,9 @@ def build_card(folder: str | Path, repo_id: str | None = None, standalone: bool 
         ValueError: if there is no such pipeline in the folder, or a record is not of its form, naming the key.
     """
     folder = Path(folder)
-    config, has_vae = _read_pipeline(folder)
     training, evaluation = read_training(folder), read_evaluation(folder)
+    adapter = training.get("adapter", {})
+    config, has_vae = (adapter["unet"], False) if "base" in adapter else _read_pipeline(folder)
     repo_id = repo_id or training.get("repo_id") or folder.resolve().name
     modalities = config.get("modalities") or {}
     sections = [
@@ -71,7 +72,7 @@ def build_card(folder: str | Path, repo_id: str | None = None, standalone: bool 
         "## What it generates",
         table(["Name", "Kind", "Values"], _contents(config, modalities, has_vae)),
         "## Use",
-        *_loading(repo_id, modalities, standalone),
+        *_loading(repo_id, adapter, modalities, standalone),
         "## Training",
         *_training(training),
         "## Evaluation",
@@ -186,13 +187,16 @@ def _trait(spec: Mapping[str, Any], name: str) -> bool:
     return getattr(MODALITY_TYPES.get(spec["type"], Modality), name)
 
 
-def _loading(repo_id: str, modalities: Mapping[str, Any], standalone: bool) -> Iterator[str]:
+def _loading(
+    repo_id: str, adapter: Mapping[str, Any], modalities: Mapping[str, Any], standalone: bool
+) -> Iterator[str]:
     joint = [name for name, spec in modalities.items() if _trait(spec, "joint")]
     lines = [
         "import torch",
         "from mmdiff_pipelines import MultimodalMultitaskPipeline",
         "",
-        f"pipe = MultimodalMultitaskPipeline.from_pretrained({json.dumps(repo_id)})",
+        f"pipe = MultimodalMultitaskPipeline.from_pretrained({json.dumps(adapter.get('base', repo_id))})",
+        *([f"pipe.unet.load_lora_adapter({json.dumps(repo_id)})"] if adapter else []),
         "output = pipe(batch_size=2, generator=torch.Generator().manual_seed(0))  # everything, jointly",
         ", ".join(["output.images", *(f"output.modalities[{json.dumps(name)}]" for name in joint)]),
     ]

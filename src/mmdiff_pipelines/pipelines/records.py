@@ -9,6 +9,9 @@
      "data_license": "mit",
      "initial_weights": "user/ddpm",                # what it was fine-tuned from
      "base_model": "user/ddpm",                     # the same, if it is on the Hub
+     "adapter": {"weights": "pytorch_lora_weights.safetensors",
+                 "base": "user/model",              # the pipeline that it is for, unless that lies in the folder
+                 "unet": {...}},                    # and what the card says of its UNet: size, channels, modalities
      "rows": 60000, "parameters": 1038973, "steps": 4000, "batch_size": 64, "images_seen": 256000,
      "minutes": 29.2, "device": "1 x cpu", "precision": "bf16", "ema_decay": 0.999, "versions": "diffusers 0.42.1",
      "command": "accelerate launch ...",
@@ -92,7 +95,7 @@ PICTURES = Kind(
 
 TRAINING_KEYS = {
     "repo_id": TEXT, "license": TEXT, "data": TEXT, "dataset": HUB_ID, "data_license": TEXT,
-    "initial_weights": TEXT, "base_model": HUB_ID, "rows": WHOLE, "parameters": WHOLE, "steps": WHOLE,
+    "initial_weights": TEXT, "base_model": HUB_ID, "adapter": OBJECT, "rows": WHOLE, "parameters": WHOLE, "steps": WHOLE,
     "batch_size": WHOLE, "images_seen": WHOLE, "minutes": NUMBER, "device": TEXT, "precision": TEXT,
     "ema_decay": NUMBER, "versions": TEXT, "command": TEXT, "losses": NUMBERS, "losses_over": WHOLE,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from diffusers.utils import logging
 from huggingface_hub import CommitInfo, create_repo, hf_hub_download, upload_folder
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
+from ..models.lora import LORA_WEIGHT_NAME
 from .records import CARD_NAME, EVALUATION, TRAINING
 
 
@@ -18,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 RECORDS = [TRAINING, EVALUATION]
 # An allow-list: checkpoints, logs and whatever else lies in the folder stay there.
-UPLOADED = [CARD_NAME, *RECORDS, "model_index.json", "unet/*", "scheduler/*", "vae/*", "samples/*"]
+UPLOADED = [CARD_NAME, *RECORDS, "model_index.json", "unet/*", "scheduler/*", "vae/*", "samples/*", LORA_WEIGHT_NAME]
 
 
 class SharedPipeline(DiffusionPipeline):

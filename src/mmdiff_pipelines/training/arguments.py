@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     for add_group in (
-        _add_data, _add_modalities, _add_augmentation, _add_model, _add_diffusion, _add_optimization,
+        _add_data, _add_modalities, _add_augmentation, _add_model, _add_lora, _add_diffusion, _add_optimization,
         _add_ema, _add_checkpoints, _add_validation, _add_tracking, _add_hub,
     ):  # fmt: skip
         add_group(parser)
@@ -111,6 +111,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--pretrained_model_name_or_path",
         help="fine-tune this MultimodalMultitaskPipeline: its modalities and its scheduler are kept",
     )
+
+
+def _add_lora(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("LoRA", "train adapters of a pretrained model, and what is new; save only these")
+    group.add_argument("--lora_rank", type=int, help="the rank of the adapters; by default the whole model is trained")
+    group.add_argument("--lora_alpha", type=int, help="their scale is alpha / rank (default: the rank)")
+    group.add_argument(
+        "--lora_target_modules", nargs="+",
+        help="ends of the names of layers, as to_q conv1 (default: all of the trunk's attention and ResNet blocks)",
+    )  # fmt: skip
 
 
 def _add_diffusion(parser: argparse.ArgumentParser) -> None:
@@ -230,6 +240,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--no_flip_labels needs --random_flip")
     if args.pretrained_unet and (args.pretrained_model_name_or_path or args.model_config_name_or_path):
         raise ValueError("--pretrained_unet brings its own configuration: give no other model")
+    if args.lora_rank is not None and not (args.pretrained_unet or args.pretrained_model_name_or_path):
+        raise ValueError("--lora_rank adapts a model: give --pretrained_model_name_or_path or --pretrained_unet")
+    if args.lora_rank is None and (args.lora_alpha is not None or args.lora_target_modules):
+        raise ValueError("--lora_alpha and --lora_target_modules need --lora_rank")
     if args.resolution is not None and len(args.resolution) > 2:
         raise ValueError(f"--resolution has {len(args.resolution)} numbers; accepted: one, or height and width")
     if args.streaming and args.dataloader_num_workers > 1:
@@ -245,6 +259,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
         "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "max_train_samples",
         "checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_validation_images",
         "num_inference_steps", "image_channels", "num_train_timesteps", "shuffle_buffer_size",
+        "lora_rank", "lora_alpha",
     )  # fmt: skip
     for name in positive:
         value = getattr(args, name)

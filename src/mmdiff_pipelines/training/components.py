@@ -21,6 +21,7 @@ from .data import (
     select_columns,
     select_rows,
 )
+from .lora import add_lora
 from .modality_options import ModalityOption, adopt_pretrained, complete_option, scheduler_arguments
 
 
@@ -81,6 +82,9 @@ def build_components(args: argparse.Namespace) -> Components:
     MultimodalMultitaskPipeline(unet, scheduler)  # checks that the weights fit the spaces
     reader = build_reader(args, options, unet, dataset.features)
     _check_names(args, options)
+    if args.lora_rank is not None:
+        known = pretrained.unet.config.modalities or {} if pretrained else {}
+        add_lora(unet, args, [option.name for option in options if option.name not in known])
     return Components(dataset, reader, options, unet, scheduler)
 
 

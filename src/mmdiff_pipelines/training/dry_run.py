@@ -53,6 +53,8 @@ def _parameter_counts(components: Components) -> list[str]:
     modalities = {name: _count(module) for name, module in unet.modality_modules.items()}
     total = _count(unet)
     lines = [f"    {total:,} in all, {total - sum(modalities.values()):,} of them the trunk's"]
+    trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
+    lines.append(f"    {trained:,} of them are trained")
     return lines + [f"    {name}: {count:,} (encoder and head)" for name, count in modalities.items()]
 
 

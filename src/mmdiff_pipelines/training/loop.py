@@ -1,6 +1,7 @@
 """The training loop: batches -> draws -> loss -> step, with checkpoints from which it goes on exactly."""
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -20,14 +21,17 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from ..models import MultimodalUNet2DModel
 from ..pipelines import MultimodalMultitaskPipeline
 from .arguments import recordable
 from .checkpoints import Progress, find_checkpoint, save_checkpoint
 from .components import Components, build_components, task_weights
 from .data import MemoryDataset, build_dataloader, example_rows
 from .dry_run import describe
+from .lora import describe_lora, save_lora
 from .model_card import push_to_hub, refuse_old_scores, write_model_card
 from .objective import MultitaskObjective
+from .sharding import prepare_sharding, whole_unet
 from .step_inputs import StepInputs
 from .term_logs import check_finite, term_logs, term_sums
 from .validation import sample_grid, write_grid
@@ -41,6 +45,7 @@ def train(args: argparse.Namespace) -> None:
         FloatingPointError: naming the loss term and the step, if one is not finite.
     """
     accelerator = build_accelerator(args)
+    prepare_sharding(args, accelerator)
     set_seed(args.seed)
     with accelerator.main_process_first():
         components = build_components(args)
@@ -87,6 +92,8 @@ class Trainer:
             self.unet.enable_gradient_checkpointing()
         self._build_dataloader()
         self._build_optimizer()
+        # with LoRA, what is frozen needs no mean
+        self.averaged = [p for p in self.unet.parameters() if p.requires_grad or args.lora_rank is None]
         self.ema = self._build_ema()
         self.progress = Progress(self._identity())
         accelerator.register_for_checkpointing(*([self.ema] if self.ema else []), self.progress)
@@ -124,7 +131,7 @@ class Trainer:
         if not self.args.use_ema:
             return None
         ema = EMAModel(
-            self.unet.parameters(),
+            self.averaged,
             decay=self.args.ema_max_decay,
             use_ema_warmup=True,
             inv_gamma=self.args.ema_inv_gamma,
@@ -143,6 +150,7 @@ class Trainer:
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "max_train_steps": args.max_train_steps,
             "rows": len(dataset) if hasattr(dataset, "__len__") else "stream",
+            "LoRA": describe_lora(args),
             "modalities": str({option.name: option.spec for option in self.options}),
         }
 
@@ -229,14 +237,14 @@ class Trainer:
                 self.lr_scheduler.step()
                 self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.step(self.unet.parameters())
+            self.ema.step(self.averaged)
         return term_logs(sums, self.tasks) | self._more_logs()
 
     def _clip_gradients(self) -> None:
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.args.max_grad_norm)
-        if self.accelerator.scaler is None and not torch.isfinite(norm):
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient norm is {norm.item()} at step {self.progress.step + 1}; the last checkpoint stays."
+                f"the gradient norm is {float(norm)} at step {self.progress.step + 1}; the last checkpoint stays."
             )
 
     def _more_logs(self) -> dict[str, float]:
@@ -252,15 +260,15 @@ class Trainer:
         if self.ema is None:
             yield
             return
-        self.ema.store(self.unet.parameters())
-        self.ema.copy_to(self.unet.parameters())
+        self.ema.store(self.averaged)
+        self.ema.copy_to(self.averaged)
         try:
             yield
         finally:
-            self.ema.restore(self.unet.parameters())
+            self.ema.restore(self.averaged)
 
-    def pipeline(self) -> MultimodalMultitaskPipeline:
-        return MultimodalMultitaskPipeline(self.unet, type(self.scheduler).from_config(self.scheduler.config))
+    def pipeline(self, unet: MultimodalUNet2DModel | None = None) -> MultimodalMultitaskPipeline:
+        return MultimodalMultitaskPipeline(unet or self.unet, type(self.scheduler).from_config(self.scheduler.config))
 
     def validate(self) -> None:
         """Sample with the weights that would be saved now."""
@@ -274,12 +282,19 @@ class Trainer:
             write_grid(grid, self.output_dir, self.progress.step, self.accelerator)
         self.accelerator.wait_for_everyone()
 
+    def save(self, pipeline: MultimodalMultitaskPipeline) -> None:
+        """Save what was trained: the pipeline, or the adapter of one."""
+        if self.args.lora_rank is None:
+            pipeline.save_pretrained(str(self.output_dir))
+        else:
+            save_lora(pipeline, self.args)
+
     def finish(self) -> None:
         """Save the pipeline and its card; upload them if asked."""
-        self.accelerator.wait_for_everyone()
+        unet = whole_unet(self.accelerator, self.objective, self.unet)
         if self.accelerator.is_main_process:
             with self.averaged_weights():
-                self.pipeline().save_pretrained(str(self.output_dir))
+                self.save(self.pipeline(unet))
             write_model_card(self.args, self.components, self.progress, self.accelerator)
             if self.args.push_to_hub:
                 self.accelerator.print(f"Uploaded: {push_to_hub(self.args)}")

@@ -19,6 +19,7 @@ from ..pipelines.sharing import upload_pipeline
 from .arguments import default_model_id
 from .checkpoints import Progress
 from .components import Components
+from .lora import adapter_record
 
 
 def write_model_card(
@@ -45,6 +46,7 @@ def training_record(
         "data_license": args.data_license or components.dataset.info.license or None,
         "initial_weights": start,
         "base_model": _unless_local(start),
+        "adapter": adapter_record(args, components.unet),
         "rows": len(components.dataset) if hasattr(components.dataset, "__len__") else None,
         "parameters": sum(parameter.numel() for parameter in components.unet.parameters()),
         "steps": progress.step,
