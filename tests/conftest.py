@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline, MultimodalUNet2DModel
 
@@ -80,3 +81,17 @@ def build_inputs(unet, batch_size=4):
         else:
             inputs[name] = torch.rand(batch_size, *modality.input_shape) * 2 - 1
     return inputs
+
+
+def tiny_vae(cls):
+    """A random autoencoder of a factor of 2."""
+    channels = {"in_channels": 3, "out_channels": 3, "latent_channels": 4}
+    if cls is AutoencoderTiny:
+        return cls(
+            **channels, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), scaling_factor=0.8,
+        )  # fmt: skip
+    return cls(
+        **channels, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, scaling_factor=0.5, shift_factor=0.1,
+    )  # fmt: skip

@@ -43,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
     accelerator = build_accelerator(args)
     set_seed(args.seed)
     with accelerator.main_process_first():
-        components = build_components(args)
+        components = build_components(args, accelerator.device)
     if args.dry_run:
         accelerator.print(describe(components, components.reader(example_rows(components.dataset))))
         return
@@ -258,7 +258,8 @@ class Trainer:
             self.ema.restore(self.unet.parameters())
 
     def pipeline(self) -> MultimodalMultitaskPipeline:
-        return MultimodalMultitaskPipeline(self.unet, type(self.scheduler).from_config(self.scheduler.config))
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        return MultimodalMultitaskPipeline(self.unet, scheduler, self.components.vae)
 
     def validate(self) -> None:
         """Sample with the weights that would be saved now."""

@@ -15,7 +15,7 @@ from .components import Components
 
 CARD_NAME = "README.md"
 # An allow-list: checkpoints, logs and whatever else lies in the folder stay there.
-UPLOADED = [CARD_NAME, "model_index.json", "unet/*", "scheduler/*", "samples/*"]
+UPLOADED = [CARD_NAME, "model_index.json", "unet/*", "scheduler/*", "vae/*", "samples/*"]
 
 BODY = """
 # {model_id}
