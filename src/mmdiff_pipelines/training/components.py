@@ -28,7 +28,7 @@ from .embeddings import add_embeddings
 from .latents import LATENTS, Vae, check_latent_options, encode_images, load_vae
 from .modality_options import ModalityOption, adopt_pretrained, complete_option, scheduler_arguments
 from .precompute import beside, cache_folder
-from .pretrained import extend_pipeline, load_pipeline, load_unet
+from .pretrained import extend_pipeline, load_pipeline, load_unet, warn_of_other_noise
 
 
 DEFAULT_RESOLUTION = 64
@@ -91,6 +91,8 @@ def build_components(args: argparse.Namespace, device: torch.device | str = "cpu
         channels = _image_channels(args, rows, dataset.features) if vae is None else vae.config.latent_channels
         unet = build_unet(args, options, channels, vae)
         scheduler = build_scheduler(args, options, vae)
+        if args.pretrained_unet is not None:
+            warn_of_other_noise(args.pretrained_unet, scheduler)
     else:
         unet, scheduler = extend_pipeline(pretrained, [option for option in options if option.name not in specs])
     MultimodalMultitaskPipeline(unet, scheduler, vae)  # checks that they fit

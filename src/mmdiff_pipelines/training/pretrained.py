@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
 from ..models import MultimodalUNet2DModel
@@ -14,6 +14,8 @@ from .modality_options import ModalityOption, scheduler_arguments
 
 
 logger = logging.get_logger(__name__)
+
+NOISE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
 
 
 def load_pipeline(args: argparse.Namespace) -> MultimodalMultitaskPipeline | None:
@@ -65,6 +67,21 @@ def _find_unet(path: str) -> tuple[str | None, dict]:
         except OSError as error:
             last = error
     raise ValueError(f"--pretrained_unet {path}: neither it nor its folder 'unet' has a config.json.") from last
+
+
+def warn_of_other_noise(path: str, scheduler: MultimodalDDPMScheduler) -> None:
+    """Say so if the pipeline around a pretrained UNet was trained on other noise than `scheduler` makes."""
+    try:
+        pretrained = DDPMScheduler.from_config(DDPMScheduler.load_config(path, subfolder="scheduler"))
+    except OSError:
+        return
+    theirs, ours = pretrained.config, scheduler.config
+    predicts = {"total_noise": "epsilon"}.get(ours.prediction_type, ours.prediction_type)
+    differ = [name for name in NOISE if theirs[name] != ours[name]]
+    differ += ["prediction_type"] if theirs.prediction_type != predicts else []
+    if differ:
+        what = ", ".join(f"{name} {theirs[name]!r} (here {ours[name]!r})" for name in differ)
+        logger.warning(f"--pretrained_unet {path} was trained with {what}: it will have to learn the difference.")
 
 
 def extend_pipeline(
