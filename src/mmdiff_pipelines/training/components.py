@@ -89,12 +89,11 @@ def build_components(args: argparse.Namespace, device: torch.device | str = "cpu
     options = [o if o.name in specs else complete_option(o, dataset.features, rows, dataset) for o in options]
     if pretrained is None:
         channels = _image_channels(args, rows, dataset.features) if vae is None else vae.config.latent_channels
-        unet = build_unet(args, options, channels, vae)
-        scheduler = build_scheduler(args, options, vae)
-        if args.pretrained_unet is not None:
-            warn_of_other_noise(args.pretrained_unet, scheduler)
+        unet, scheduler = build_unet(args, options, channels, vae), build_scheduler(args, options, vae)
     else:
         unet, scheduler = extend_pipeline(pretrained, [option for option in options if option.name not in specs])
+    if args.pretrained_unet is not None:
+        warn_of_other_noise(args.pretrained_unet, scheduler)
     MultimodalMultitaskPipeline(unet, scheduler, vae)  # checks that they fit
     _check_names(args, options)
     anchor = None
