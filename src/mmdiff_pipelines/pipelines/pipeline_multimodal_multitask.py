@@ -18,6 +18,7 @@ from ..modalities.image import pixels_to_tensor, tensor_to_pixels
 from ..models import MultimodalUNet2DModel
 from ..schedulers import MultimodalDDIMScheduler, MultimodalDDPMScheduler, MultimodalDPMSolverMultistepScheduler
 from .denoiser import SubsetDenoiser
+from .latent_space import decode_latents, downscale_factor, encode_pixels
 from .sharing import SharedPipeline
 
 
@@ -48,11 +49,13 @@ class MultimodalMultitaskPipeline(SharedPipeline):
     Args:
         unet: the [`MultimodalUNet2DModel`].
         scheduler: one of the multimodal schedulers; ancestral (DDPM) is the default of checkpoints.
-        vae: an autoencoder whose latents are the anchor; None to diffuse pixels.
+        vae: an autoencoder whose latents are the anchor; None to diffuse pixels. Aligned maps (masks, depth, ...) have
+            the height and width of the latents then, going in and coming out, and the scheduler needs
+            `clip_sample=False`.
 
     Raises:
         TypeError: if the scheduler is none of ours.
-        ValueError: if its weights do not fit the modalities of the UNet.
+        ValueError: if its weights do not fit the modalities of the UNet, or a modality is made of pixels beside a VAE.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -68,6 +71,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self._check_scheduler()
+        self._check_vae()
 
     @property
     def num_timesteps(self) -> int:
@@ -124,6 +128,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
         """
         device = self._execution_device
         self._check_scheduler()
+        self._check_vae()
         scales = self._check_inputs(
             given, num_inference_steps, guidance_scale, outputs, output_type, discrete, commit_threshold,
             callback_on_step_end_tensor_inputs,
@@ -185,6 +190,21 @@ class MultimodalMultitaskPipeline(SharedPipeline):
                 raise ValueError(
                     f"`aggregation` is 'decay' for modality {name!r}, which lives in shared space, where its encoding "
                     "would stay in the image; use 'bridge', or give the modality `space='own'`."
+                )
+
+    def _check_vae(self) -> None:
+        """Latents must not be clipped like pixels, and what is made of pixels, as a masked image, has no latent."""
+        if self.vae is None:
+            return
+        if self.scheduler.config.get("clip_sample"):
+            raise ValueError(
+                "`scheduler` has `clip_sample=True`, which is for pixels; beside a `vae` it must be False."
+            )
+        for name, modality in self.unet.modality_modules.items():
+            if modality.from_image or modality.constrains_anchor:
+                raise ValueError(
+                    f"`vae`: modality {name!r} ({type(modality).__name__}) is made of the image's pixels, which have no "
+                    "place in a latent space; leave out the one or the other."
                 )
 
     def _check_inputs(
@@ -277,10 +297,8 @@ class MultimodalMultitaskPipeline(SharedPipeline):
         height, width = self._latent_shape()
         if self.vae is None:
             return self.unet.config.in_channels, height, width
-        config = self.vae.config
-        levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
-        factor = 2 ** (len(levels) - 1)
-        return config.in_channels, height * factor, width * factor
+        factor = downscale_factor(self.vae)
+        return self.vae.config.in_channels, height * factor, width * factor
 
     def _initial_states(
         self, inputs: Mapping[str, torch.Tensor], outputs: list[str] | None, batch_size: int, device: torch.device
@@ -324,12 +342,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
 
     def _encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, C, H, W) in [-1, 1] -> the anchor z_0."""
-        if self.vae is None:
-            return pixels.to(self.unet.dtype)
-        encoded = self.vae.encode(pixels.to(self.vae.dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return ((latents - shift) * self.vae.config.scaling_factor).to(self.unet.dtype)
+        return (pixels if self.vae is None else encode_pixels(self.vae, pixels)).to(self.unet.dtype)
 
     def _decode(
         self, latents: torch.Tensor, denoiser: SubsetDenoiser, given: Mapping[str, Any], output_type: str
@@ -342,8 +355,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
             pixels = self._read_values(ANCHOR, given[ANCHOR])
             pixels = pixels.repeat_interleave(len(latents) // len(pixels), dim=0)
         elif self.vae is not None:
-            shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-            pixels = self.vae.decode((pixels / self.vae.config.scaling_factor + shift).to(self.vae.dtype)).sample
+            pixels = decode_latents(self.vae, pixels)
         else:
             pixels = denoiser.impose_on_anchor(pixels)
         if output_type == "pt":
