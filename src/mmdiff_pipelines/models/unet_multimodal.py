@@ -5,6 +5,7 @@ given, queried or absent, and returns its prediction for the anchor together wit
 added to the trunk starts at zero, so a pretrained UNet is reproduced exactly before training.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..configuration import inherit_config
+from ..configuration import KnownArgumentsMixin, inherit_config
 from ..modalities import ANCHOR, MODALITY_TYPES, Features, Geometry, Modality, Presence
 from .lora import check_lora_fits, fetch_lora
 
@@ -47,7 +48,7 @@ def _public_config(model: UNet2DModel) -> dict:
     return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
 
-class MultimodalUNet2DModel(PeftAdapterMixin, AttentionMixin, UNet2DModel):
+class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixin, UNet2DModel):
     """A [`UNet2DModel`] that denoises an image together with further modalities.
 
     Args:
@@ -117,6 +118,24 @@ class MultimodalUNet2DModel(PeftAdapterMixin, AttentionMixin, UNet2DModel):
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`modalities[{name!r}]` of type {modality_type!r}: {error}") from error
         return modules
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "MultimodalUNet2DModel":
+        """[`ModelMixin.from_pretrained`], which refuses weights that do not fit the config; diffusers would warn, and
+        leave the rest at random.
+
+        Raises:
+            ValueError: naming weights that are missing, or too many.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        for trouble in ("missing_keys", "unexpected_keys"):
+            if info.get(trouble):
+                raise ValueError(
+                    f"The weights in {str(pretrained_model_name_or_path)!r} do not fit their config.json: "
+                    f"{trouble.replace('_', ' ')} {', '.join(sorted(info[trouble])[:5])} ({len(info[trouble])} in all)."
+                )
+        return (model, info) if wants_info else model
 
     @classmethod
     def from_unet(cls, unet: UNet2DModel, modalities: dict[str, dict] | None = None) -> "MultimodalUNet2DModel":

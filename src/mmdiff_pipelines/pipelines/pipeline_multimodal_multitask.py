@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,14 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..configuration import KnownArgumentsMixin
 from ..modalities import ANCHOR, Presence
 from ..modalities.image import pixels_to_tensor, tensor_to_pixels
 from ..models import MultimodalUNet2DModel
 from ..schedulers import MultimodalDDIMScheduler, MultimodalDDPMScheduler, MultimodalDPMSolverMultistepScheduler
 from .denoiser import SubsetDenoiser
 from .latent_space import decode_latents, downscale_factor, encode_pixels
+from .loading import check_index
 from .sharing import SharedPipeline
 
 
@@ -43,7 +46,7 @@ class MultimodalMultitaskPipelineOutput(BaseOutput):
     confidences: dict[str, torch.Tensor]
 
 
-class MultimodalMultitaskPipeline(SharedPipeline):
+class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
     """Generate an image and its aligned data jointly, or any of them given the others.
 
     Args:
@@ -54,7 +57,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
             `clip_sample=False`.
 
     Raises:
-        TypeError: if the scheduler is none of ours.
+        TypeError: if the UNet or the scheduler is none of ours.
         ValueError: if its weights do not fit the modalities of the UNet, or a modality is made of pixels beside a VAE.
     """
 
@@ -70,8 +73,23 @@ class MultimodalMultitaskPipeline(SharedPipeline):
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self._check_scheduler()
-        self._check_vae()
+        self._check_components()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ) -> "MultimodalMultitaskPipeline":
+        """[`DiffusionPipeline.from_pretrained`], which looks at what it was given before it fetches the weights.
+
+        Weights are read from safetensors files only, unless `use_safetensors=False`.
+
+        Raises:
+            OSError: no such folder, repo, revision or file, or one that is damaged.
+            ValueError: the checkpoint of another pipeline, or of a newer version of this package.
+        """
+        source = str(pretrained_model_name_or_path)
+        check_index(cls, source, kwargs)
+        return super().from_pretrained(source, **{"use_safetensors": True} | kwargs)
 
     @property
     def num_timesteps(self) -> int:
@@ -127,8 +145,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
                 argument, the value and what is accepted.
         """
         device = self._execution_device
-        self._check_scheduler()
-        self._check_vae()
+        self._check_components()
         scales = self._check_inputs(
             given, num_inference_steps, guidance_scale, outputs, output_type, discrete, commit_threshold,
             callback_on_step_end_tensor_inputs,
@@ -173,8 +190,11 @@ class MultimodalMultitaskPipeline(SharedPipeline):
             return images, modalities, confidences
         return MultimodalMultitaskPipelineOutput(images=images, modalities=modalities, confidences=confidences)
 
-    def _check_scheduler(self) -> None:
+    def _check_components(self) -> None:
         """The model knows the spaces, the scheduler the weights: see that they fit."""
+        if not hasattr(self.unet, "modality_modules"):
+            name = type(self.unet).__name__
+            raise TypeError(f"`unet` is a {name}; convert it, as by MultimodalUNet2DModel.from_unet.")
         # not by its class: code that travels with a checkpoint has a class of its own
         if not hasattr(self.scheduler, "marginal_weight"):
             name = type(self.scheduler).__name__
@@ -191,6 +211,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
                     f"`aggregation` is 'decay' for modality {name!r}, which lives in shared space, where its encoding "
                     "would stay in the image; use 'bridge', or give the modality `space='own'`."
                 )
+        self._check_vae()
 
     def _check_vae(self) -> None:
         """Latents must not be clipped like pixels, and what is made of pixels, as a masked image, has no latent."""
