@@ -111,7 +111,7 @@ def score_class_conditional(judge: Judge, runs: Path) -> None:
         images = sample_unet(unet, DDPMScheduler(), 50, labels, scale, judge.num_samples)
         return judge.quality(images) | {"label_accuracy": judge.agreement(images, labels)}
 
-    for scale in (1.0, 2.0, 3.0):
+    for scale in (2.0, 1.0, 3.0):
         scores.add(f"50 ancestral, guidance {scale:g}", lambda scale=scale: quality(scale))
 
 
@@ -175,16 +175,16 @@ def score_joint(judge: Judge, folder: Path, name: str) -> None:
         }
 
     scores.add("image given", of_images)
-    for scale in (2.0, 1.0):
-        row = f"joint, 50 ancestral, draw first, guidance {scale:g}"
-        scores.add(row, lambda scale=scale: together(discrete="draw_first", guidance_scale=scale))
-        scores.add(f"label given, 50 ancestral, guidance {scale:g}", lambda scale=scale: of_labels(scale))
+    scores.add("joint, 50 ancestral, draw first, guidance 2", lambda: together(discrete="draw_first", guidance_scale=2.0))
+    scores.add("label given, 50 ancestral, guidance 2", lambda: of_labels(2.0))
+    scores.add("joint, 50 ancestral, draw first", lambda: together(discrete="draw_first"))
     scores.add("mask given, 50 ancestral", of_masks)
     ancestral = pipeline.scheduler
     pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(ancestral.config, thresholding=True)
     scores.add("joint, 20 DPM-Solver++, draw first", lambda: together(num_inference_steps=20, discrete="draw_first"))
     pipeline.scheduler = ancestral
     scores.add("joint, 250 ancestral, draw first", lambda: together(num_inference_steps=250, discrete="draw_first"))
+    scores.add("label given, 50 ancestral, guidance 1", lambda: of_labels(1.0))
     scores.add("joint, 50 ancestral", together)
     scores.add("joint, 50 ancestral, commit", lambda: together(discrete="commit"))
     scores.add("label given, 50 ancestral, guidance 3", lambda: of_labels(3.0))

@@ -108,11 +108,14 @@ class SegmentationModality(Modality):
         if isinstance(value, PIL.Image.Image):
             if value.mode not in ("P", "L", "1", "I"):
                 raise TypeError(f"a mask of PIL mode {value.mode!r}; accepted: P, L or 1, pixels being class indices.")
-            value = np.array(value)
-        mask = value if torch.is_tensor(value) else torch.as_tensor(np.asarray(value))
-        if mask.is_floating_point():
-            raise TypeError(f"a mask of dtype {mask.dtype}; accepted: integer class indices.")
-        mask = mask.long()
+        if not torch.is_tensor(value):
+            array = np.array(value)
+            if array.dtype.kind not in "biuf":
+                raise TypeError(f"a mask of type {type(value).__name__}; accepted: PIL image, array, tensor.")
+            value = torch.as_tensor(array)
+        if value.is_floating_point():
+            raise TypeError(f"a mask of dtype {value.dtype}; accepted: integer class indices.")
+        mask = value.long()
         if mask.shape != self.input_shape:
             raise ValueError(f"a mask of shape {tuple(mask.shape)}; accepted: {self.input_shape} (height, width).")
         wrong = mask[(mask != self.ignore_index) & ((mask < 0) | (mask >= self.num_classes))]
