@@ -1,7 +1,7 @@
 """Packaging of mmdiff_pipelines.
 
 The ranges hold the versions that the test suite has seen: torch 2.14.1, diffusers 0.42.1, huggingface_hub 2.4.0, numpy
-2.4.6, pillow 12.3 and 13.0, accelerate 1.15.0, datasets 5.2.0, peft 0.21.2.
+2.4.6, pillow 12.3 and 13.0, accelerate 1.15.0, datasets 5.2.0, transformers 5.23.0, peft 0.21.2.
 """
 
 import re
@@ -22,7 +22,13 @@ CORE = [
     "safetensors>=0.8,<0.9",
 ]
 EXTRAS = {
-    "training": ["accelerate>=1.15,<1.16", "datasets>=5.2,<5.3", "tensorboard>=2.21,<2.22", "peft>=0.21,<0.22"],
+    "training": [
+        "accelerate>=1.15,<1.16",
+        "datasets>=5.2,<5.3",
+        "tensorboard>=2.21,<2.22",
+        "transformers>=5.23,<5.24",
+        "peft>=0.21,<0.22",
+    ],
     "evaluation": [
         "torchvision>=0.29,<0.29.2",
         "torch-fidelity>=0.4,<0.5",

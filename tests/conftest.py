@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline, MultimodalUNet2DModel
 
@@ -90,3 +91,17 @@ def hub(tmp_path_factory, monkeypatch):
     with HubServer() as server:
         connect(server, tmp_path_factory.mktemp("huggingface"), monkeypatch)
         yield server
+
+
+def tiny_vae(cls):
+    """A random autoencoder of a factor of 2."""
+    channels = {"in_channels": 3, "out_channels": 3, "latent_channels": 4}
+    if cls is AutoencoderTiny:
+        return cls(
+            **channels, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), scaling_factor=0.8,
+        )  # fmt: skip
+    return cls(
+        **channels, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, scaling_factor=0.5, shift_factor=0.1,
+    )  # fmt: skip

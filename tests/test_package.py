@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from diffusers import DDPMScheduler
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from safetensors.torch import load_file, save_file
 
 import mmdiff_pipelines
-from mmdiff_pipelines import MultimodalMultitaskPipeline
+from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline, MultimodalUNet2DModel
 
-from .conftest import build_pipeline
+from .conftest import TRUNK, build_pipeline
 
 
 PACKAGE = Path(mmdiff_pipelines.__file__).parent
@@ -25,7 +27,7 @@ LAYERS = {
     "schedulers": {"process", "configuration"},
     "models": {"modalities", "configuration"},
     "objective": {"modalities"},
-    "pipelines": {"modalities", "models", "schedulers"},
+    "pipelines": {"modalities", "models", "schedulers", "configuration"},
     "training": {"process", "modalities", "schedulers", "models", "objective", "pipelines"},
 }
 
@@ -52,7 +54,8 @@ def test_imports_run_one_way(part):
 def test_importing_the_package_needs_no_extra():
     script = (
         "import sys\n"
-        "for name in ('accelerate', 'datasets', 'peft', 'lpips', 'gradio', 'torchmetrics', 'torch_fidelity', 'sklearn'):\n"
+        "names = 'accelerate', 'datasets', 'peft', 'lpips', 'gradio', 'torchmetrics', 'torch_fidelity', 'sklearn'\n"
+        "for name in names:\n"
         "    sys.modules[name] = None\n"
         "import mmdiff_pipelines\n"
     )
@@ -97,11 +100,67 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damage):
         weights.unlink()
     else:
         weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(OSError, match="diffusion_pytorch_model|checkpoint file|safetensors"):
+    with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
         MultimodalMultitaskPipeline.from_pretrained(str(tmp_path))
 
 
-def test_a_scheduler_of_diffusers_is_refused():
+@pytest.mark.parametrize(
+    ("file", "class_name"),
+    [
+        ("unet/config.json", "MultimodalUNet2DModel"),
+        ("scheduler/scheduler_config.json", "MultimodalDDPMScheduler"),
+        ("model_index.json", "MultimodalMultitaskPipeline"),
+    ],
+)
+def test_what_a_newer_version_has_learnt_is_not_ignored(tmp_path, file, class_name):
+    build_pipeline({}).save_pretrained(str(tmp_path))
+    config = json.loads((tmp_path / file).read_text())
+    value = ["mmdiff_pipelines", class_name] if file == "model_index.json" else 3
+    (tmp_path / file).write_text(json.dumps(config | {"novelty": value}))
+    with pytest.raises(ValueError, match=f"{class_name}.*novelty.*upgrade"):
+        MultimodalMultitaskPipeline.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("trouble", ["missing keys", "unexpected keys"])
+def test_weights_that_do_not_fit_are_refused(tmp_path, trouble):
+    build_pipeline({}).save_pretrained(str(tmp_path))
+    path = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_out.novelty"] = weights["conv_out.bias"].clone()
+    if trouble == "missing keys":
+        del weights["conv_out.bias"], weights["conv_out.novelty"]
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=f"unet' do not fit.*{trouble} conv_out"):
+        MultimodalMultitaskPipeline.from_pretrained(str(tmp_path))
+
+
+def test_loading_can_tell_what_it_loaded(tmp_path):
+    build_pipeline({}).unet.save_pretrained(tmp_path)
+    unet, info = MultimodalUNet2DModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(unet, MultimodalUNet2DModel) and not info["missing_keys"]
+
+
+def test_another_pipeline_is_refused_unless_its_components_are_replaced(tmp_path):
+    DDPMPipeline(UNet2DModel(**TRUNK), DDPMScheduler()).save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="DDPMPipeline.*UNet2DModel.*MultimodalUNet2DModel.from_unet"):
+        MultimodalMultitaskPipeline.from_pretrained(str(tmp_path))
+    unet = MultimodalUNet2DModel.from_unet(UNet2DModel.from_pretrained(tmp_path, subfolder="unet"))
+    scheduler = MultimodalDDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    loaded = MultimodalMultitaskPipeline.from_pretrained(str(tmp_path), unet=unet, scheduler=scheduler)
+    assert loaded.unet is unet
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_modality_loads_in_half_precision(tmp_path, dtype):
+    build_pipeline().save_pretrained(str(tmp_path))
+    unet = MultimodalMultitaskPipeline.from_pretrained(str(tmp_path), dtype=dtype).unet
+    tensors = [*unet.parameters(), *unet.buffers()]
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {dtype}
+
+
+def test_components_of_diffusers_are_refused():
     pipeline = build_pipeline({})
+    with pytest.raises(TypeError, match="`unet`.*UNet2DModel.*from_unet"):
+        MultimodalMultitaskPipeline(UNet2DModel(**TRUNK), pipeline.scheduler)
     with pytest.raises(TypeError, match="DDPMScheduler.*MultimodalDDPMScheduler.from_config"):
         MultimodalMultitaskPipeline(pipeline.unet, DDPMScheduler())

@@ -14,7 +14,7 @@ from mmdiff_pipelines import (
     MultimodalUNet2DModel,
 )
 
-from .conftest import ANIMALS, MODALITIES, TRUNK, build_pipeline
+from .conftest import ANIMALS, MODALITIES, TRUNK, build_pipeline, tiny_vae
 
 
 STEPS = 3
@@ -268,24 +268,14 @@ def test_half_precision(pipeline, dtype):
     assert output.images.dtype == dtype and output.images.isfinite().all()
 
 
-def tiny_vae(cls):
-    channels = {"in_channels": 3, "out_channels": 3, "latent_channels": 4}
-    if cls is AutoencoderTiny:
-        return cls(
-            **channels, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), scaling_factor=0.8,
-        )  # fmt: skip
-    return cls(
-        **channels, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, scaling_factor=0.5, shift_factor=0.1,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("cls", [AutoencoderKL, AutoencoderTiny])
 def test_the_anchor_can_be_the_latent_of_a_vae(cls, tmp_path):
     modalities = {name: MODALITIES[name] for name in ("label", "mask")}
     pipeline = build_pipeline(modalities, in_channels=4, out_channels=4)
     pipeline.register_modules(vae=tiny_vae(cls).eval())
+    with pytest.raises(ValueError, match="clip_sample=True.*must be False"):
+        run(pipeline)
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, clip_sample=False)
     output = run(pipeline, output_type="pil", batch_size=2)
     assert output.images[0].size == (32, 32)
     perceived = run(pipeline, given={"image": output.images}, outputs=["label"])

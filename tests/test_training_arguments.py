@@ -92,6 +92,8 @@ def test_the_modalities_of_a_pretrained_pipeline_are_kept():
     (option,) = adopt_pretrained([parse_modality("label:categorical:column=y,task_weight=2")], specs)
     assert (option.column, option.task_weight, option.spec) == ("y", 2, specs["label"])
     assert adopt_pretrained([], specs)[0].column == "label"
-    for text in ("depth:image", "label:vector", "label:categorical:num_classes=4", "label:categorical:weight=2"):
+    kept, added = adopt_pretrained([parse_modality("depth:image:weight=2")], specs)
+    assert kept.name == "label" and (added.name, added.weight) == ("depth", 2)
+    for text in ("label:vector", "label:categorical:num_classes=4", "label:categorical:weight=2"):
         with pytest.raises(ValueError, match="--modality"):
             adopt_pretrained([parse_modality(text)], specs)

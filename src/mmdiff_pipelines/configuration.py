@@ -1,4 +1,4 @@
-"""Constructor arguments inherited from a diffusers class, so that they cannot drift from it."""
+"""Constructor arguments: inherited from a diffusers class, so that they cannot drift from it, and read from a config."""
 
 import functools
 import inspect
@@ -35,3 +35,21 @@ def inherit_config(parent: type) -> Callable:
         return register_to_config(wrapper)
 
     return decorate
+
+
+class KnownArgumentsMixin:
+    """Refuses a config with arguments that the class does not know, which diffusers ignores with a warning at most.
+
+    They are what a newer version of this package has learnt since: without them the model would be another one.
+    """
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
+        init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        unknown = sorted((unused.keys() & config_dict.keys()) - kwargs.keys())
+        if unknown:
+            raise ValueError(
+                f"The config of this {cls.__name__} has arguments that it does not know: {', '.join(unknown)}. If a "
+                "newer mmdiff_pipelines saved it, upgrade: `pip install --upgrade mmdiff_pipelines`."
+            )
+        return init_dict, unused, hidden

@@ -162,6 +162,16 @@ class Modality(nn.Module):
         return np.stack(values) if isinstance(values[0], np.ndarray) else values
 
 
+def orthogonal(rows: int, columns: int) -> torch.Tensor:
+    """A fixed (rows, columns) matrix with orthonormal rows or columns, whichever are fewer.
+
+    Models are built in the dtype that they are loaded in, and half precision has no QR decomposition.
+    """
+    matrix = torch.empty(rows, columns, dtype=torch.float32)
+    nn.init.orthogonal_(matrix, generator=torch.Generator().manual_seed(0))
+    return matrix.to(torch.get_default_dtype())
+
+
 def unit_rms(table: torch.Tensor) -> torch.Tensor:
     """Scale a whole table by one constant to a root mean square of 1."""
     return table / table.square().mean().sqrt()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Features, Geometry, Modality, resize_map, unit_rms
+from .base import Features, Geometry, Modality, orthogonal, resize_map, unit_rms
 
 
 class CategoricalModality(Modality):
@@ -40,8 +40,7 @@ class CategoricalModality(Modality):
         if class_names is not None and len(set(class_names)) != num_classes:
             raise ValueError(f"`class_names` has {len(set(class_names))} different names for {num_classes} classes.")
         self.num_classes, self.class_names, self.grid = num_classes, class_names, grid
-        table = torch.empty(num_classes, self.channels * grid * grid)
-        nn.init.orthogonal_(table, generator=torch.Generator().manual_seed(0))
+        table = orthogonal(num_classes, self.channels * grid * grid)
         self.table = nn.Parameter(unit_rms(table), requires_grad=learn_encoder)
         self.head = nn.Linear(geometry.pooled_channels, num_classes)
         self.condition_proj = nn.Linear(table.shape[1], geometry.embedding_dim, bias=False)

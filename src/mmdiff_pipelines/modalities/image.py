@@ -8,7 +8,7 @@ import PIL.Image
 import torch
 from torch import nn
 
-from .base import Geometry, Modality, unit_rms
+from .base import Geometry, Modality, orthogonal, unit_rms
 
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -78,9 +78,8 @@ class ImageModality(Modality):
     ):
         super().__init__(geometry, (num_channels, geometry.height, geometry.width), space, channels or num_channels)
         self.num_channels, self.rms = num_channels, rms
-        mixing = torch.eye(self.channels, num_channels)
-        if self.channels != num_channels:
-            nn.init.orthogonal_(mixing, generator=torch.Generator().manual_seed(0))
+        is_square = self.channels == num_channels
+        mixing = torch.eye(num_channels) if is_square else orthogonal(self.channels, num_channels)
         # rows scaled so that unit-variance input channels give unit-variance encodings
         self.register_buffer("mixing", unit_rms(mixing) / math.sqrt(num_channels))
         self.head = nn.Conv2d(geometry.feature_channels, num_channels, 3, padding=1)

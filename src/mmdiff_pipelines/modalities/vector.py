@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Geometry, Modality, resize_map
+from .base import Geometry, Modality, orthogonal, resize_map
 
 
 class VectorModality(Modality):
@@ -25,9 +25,7 @@ class VectorModality(Modality):
         self.dim, self.norm = dim, norm
         self.grid = min(math.ceil(math.sqrt(dim / self.channels)), geometry.height, geometry.width)
         cells = self.channels * self.grid**2
-        projection = torch.empty(cells, dim)
-        nn.init.orthogonal_(projection, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("projection", projection * math.sqrt(max(cells, dim)) / norm)
+        self.register_buffer("projection", orthogonal(cells, dim) * math.sqrt(max(cells, dim)) / norm)
         self.head = nn.Linear(geometry.pooled_channels, dim)
         self.condition_proj = nn.Linear(cells, geometry.embedding_dim, bias=False)
         nn.init.zeros_(self.condition_proj.weight)

@@ -5,6 +5,7 @@ given, queried or absent, and returns its prediction for the anchor together wit
 added to the trunk starts at zero, so a pretrained UNet is reproduced exactly before training.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..configuration import inherit_config
+from ..configuration import KnownArgumentsMixin, inherit_config
 from ..modalities import ANCHOR, MODALITY_TYPES, Features, Geometry, Modality, Presence
 from .lora import check_lora_fits, fetch_lora
 
@@ -42,7 +43,12 @@ def zeros(module: nn.Module) -> nn.Module:
     return module
 
 
-class MultimodalUNet2DModel(PeftAdapterMixin, AttentionMixin, UNet2DModel):
+def _public_config(model: UNet2DModel) -> dict:
+    """The arguments that a model was made with."""
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
+
+
+class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixin, UNet2DModel):
     """A [`UNet2DModel`] that denoises an image together with further modalities.
 
     Args:
@@ -114,16 +120,81 @@ class MultimodalUNet2DModel(PeftAdapterMixin, AttentionMixin, UNet2DModel):
         return modules
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "MultimodalUNet2DModel":
+        """[`ModelMixin.from_pretrained`], which refuses weights that do not fit the config; diffusers would warn, and
+        leave the rest at random.
+
+        Raises:
+            ValueError: naming weights that are missing, or too many.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        for trouble in ("missing_keys", "unexpected_keys"):
+            if info.get(trouble):
+                raise ValueError(
+                    f"The weights in {str(pretrained_model_name_or_path)!r} do not fit their config.json: "
+                    f"{trouble.replace('_', ' ')} {', '.join(sorted(info[trouble])[:5])} ({len(info[trouble])} in all)."
+                )
+        return (model, info) if wants_info else model
+
+    @classmethod
     def from_unet(cls, unet: UNet2DModel, modalities: dict[str, dict] | None = None) -> "MultimodalUNet2DModel":
         """Start from a pretrained [`UNet2DModel`]: its weights, and new parts that change nothing until trained.
 
         Raises:
             ValueError: if `unet` is class-conditional, or its input and output channels differ.
         """
-        config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
-        model = cls(**config, modalities=modalities)
+        model = cls(**_public_config(unet), modalities=modalities)
         model.load_state_dict(unet.state_dict(), strict=False)
         return model.to(unet.device, unet.dtype)
+
+    def add_modality(self, name: str, spec: dict) -> "MultimodalUNet2DModel":
+        """A copy of this model with one modality more, whose old outputs do not change until it is trained.
+
+        A new model rather than a change in place, for the modalities are part of the config, which is frozen. As
+        channels follow the order of names, those of the new one may stand between old ones (`channel_slices` tells);
+        whatever these hold, the old outputs are what they were, in all states of the old modalities. In shared space
+        that is so for the same z_t: what the scheduler puts there is the image's too.
+
+        The scheduler must know the weight of the new name; if its settings are dicts, for example:
+
+            aggregation = {**scheduler.config.aggregation, "depth": "decay"}
+            modality_weights = {**scheduler.config.modality_weights, "depth": 1.0}
+            scheduler = type(scheduler).from_config(
+                scheduler.config, aggregation=aggregation, modality_weights=modality_weights
+            )
+
+        Args:
+            name: of the new modality.
+            spec: as an entry of `modalities`.
+
+        Raises:
+            ValueError: if the name is taken or reserved, the type or its arguments are wrong, or the model carries
+                parameters that are not its own (adapters).
+        """
+        old = self.config.modalities or {}
+        if name in old:
+            raise ValueError(f"`name` is {name!r}, which the model has already; it has {sorted(old)}.")
+        model = type(self)(**_public_config(self) | {"modalities": {**old, name: spec}})
+        weights = self.state_dict()
+        if unknown := weights.keys() - model.state_dict().keys():
+            raise ValueError(f"the model has parameters of adapters, as {min(unknown)!r}: fuse or unload them first.")
+        if "conv_reserved.weight" in weights:
+            weights["conv_reserved.weight"] = self._spread_reserved(model)
+        model.load_state_dict(weights, strict=False)
+        return model.to(self.device, self.dtype).train(self.training)
+
+    def _spread_reserved(self, larger: "MultimodalUNet2DModel") -> torch.Tensor:
+        """The weight of `conv_reserved` for a model that has these modalities and more: zero for the others."""
+        image = self.config.in_channels
+        weight = torch.zeros_like(larger.conv_reserved.weight, device=self.device, dtype=self.dtype)
+        for name, old in self.channel_slices.items():
+            if name != ANCHOR and name not in self.conv_condition:
+                new = larger.channel_slices[name]
+                weight[:, new.start - image : new.stop - image] = self.conv_reserved.weight[
+                    :, old.start - image : old.stop - image
+                ].detach()
+        return weight
 
     def load_lora_adapter(
         self,

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,14 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..configuration import KnownArgumentsMixin
 from ..modalities import ANCHOR, Presence
 from ..modalities.image import pixels_to_tensor, tensor_to_pixels
 from ..models import MultimodalUNet2DModel
 from ..schedulers import MultimodalDDIMScheduler, MultimodalDDPMScheduler, MultimodalDPMSolverMultistepScheduler
 from .denoiser import SubsetDenoiser
+from .latent_space import decode_latents, downscale_factor, encode_pixels
+from .loading import check_index
 from .sharing import SharedPipeline
 
 
@@ -42,17 +46,19 @@ class MultimodalMultitaskPipelineOutput(BaseOutput):
     confidences: dict[str, torch.Tensor]
 
 
-class MultimodalMultitaskPipeline(SharedPipeline):
+class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
     """Generate an image and its aligned data jointly, or any of them given the others.
 
     Args:
         unet: the [`MultimodalUNet2DModel`].
         scheduler: one of the multimodal schedulers; ancestral (DDPM) is the default of checkpoints.
-        vae: an autoencoder whose latents are the anchor; None to diffuse pixels.
+        vae: an autoencoder whose latents are the anchor; None to diffuse pixels. Aligned maps (masks, depth, ...) have
+            the height and width of the latents then, going in and coming out, and the scheduler needs
+            `clip_sample=False`.
 
     Raises:
-        TypeError: if the scheduler is none of ours.
-        ValueError: if its weights do not fit the modalities of the UNet.
+        TypeError: if the UNet or the scheduler is none of ours.
+        ValueError: if its weights do not fit the modalities of the UNet, or a modality is made of pixels beside a VAE.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -67,7 +73,23 @@ class MultimodalMultitaskPipeline(SharedPipeline):
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self._check_scheduler()
+        self._check_components()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ) -> "MultimodalMultitaskPipeline":
+        """[`DiffusionPipeline.from_pretrained`], which looks at what it was given before it fetches the weights.
+
+        Weights are read from safetensors files only, unless `use_safetensors=False`.
+
+        Raises:
+            OSError: no such folder, repo, revision or file, or one that is damaged.
+            ValueError: the checkpoint of another pipeline, or of a newer version of this package.
+        """
+        source = str(pretrained_model_name_or_path)
+        check_index(cls, source, kwargs)
+        return super().from_pretrained(source, **{"use_safetensors": True} | kwargs)
 
     @property
     def num_timesteps(self) -> int:
@@ -123,7 +145,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
                 argument, the value and what is accepted.
         """
         device = self._execution_device
-        self._check_scheduler()
+        self._check_components()
         scales = self._check_inputs(
             given, num_inference_steps, guidance_scale, outputs, output_type, discrete, commit_threshold,
             callback_on_step_end_tensor_inputs,
@@ -168,8 +190,11 @@ class MultimodalMultitaskPipeline(SharedPipeline):
             return images, modalities, confidences
         return MultimodalMultitaskPipelineOutput(images=images, modalities=modalities, confidences=confidences)
 
-    def _check_scheduler(self) -> None:
+    def _check_components(self) -> None:
         """The model knows the spaces, the scheduler the weights: see that they fit."""
+        if not hasattr(self.unet, "modality_modules"):
+            name = type(self.unet).__name__
+            raise TypeError(f"`unet` is a {name}; convert it, as by MultimodalUNet2DModel.from_unet.")
         # not by its class: code that travels with a checkpoint has a class of its own
         if not hasattr(self.scheduler, "marginal_weight"):
             name = type(self.scheduler).__name__
@@ -185,6 +210,22 @@ class MultimodalMultitaskPipeline(SharedPipeline):
                 raise ValueError(
                     f"`aggregation` is 'decay' for modality {name!r}, which lives in shared space, where its encoding "
                     "would stay in the image; use 'bridge', or give the modality `space='own'`."
+                )
+        self._check_vae()
+
+    def _check_vae(self) -> None:
+        """Latents must not be clipped like pixels, and what is made of pixels, as a masked image, has no latent."""
+        if self.vae is None:
+            return
+        if self.scheduler.config.get("clip_sample"):
+            raise ValueError(
+                "`scheduler` has `clip_sample=True`, which is for pixels; beside a `vae` it must be False."
+            )
+        for name, modality in self.unet.modality_modules.items():
+            if modality.from_image or modality.constrains_anchor:
+                raise ValueError(
+                    f"`vae`: modality {name!r} ({type(modality).__name__}) is made of the image's pixels, which have no "
+                    "place in a latent space; leave out the one or the other."
                 )
 
     def _check_inputs(
@@ -277,10 +318,8 @@ class MultimodalMultitaskPipeline(SharedPipeline):
         height, width = self._latent_shape()
         if self.vae is None:
             return self.unet.config.in_channels, height, width
-        config = self.vae.config
-        levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
-        factor = 2 ** (len(levels) - 1)
-        return config.in_channels, height * factor, width * factor
+        factor = downscale_factor(self.vae)
+        return self.vae.config.in_channels, height * factor, width * factor
 
     def _initial_states(
         self, inputs: Mapping[str, torch.Tensor], outputs: list[str] | None, batch_size: int, device: torch.device
@@ -324,12 +363,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
 
     def _encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, C, H, W) in [-1, 1] -> the anchor z_0."""
-        if self.vae is None:
-            return pixels.to(self.unet.dtype)
-        encoded = self.vae.encode(pixels.to(self.vae.dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return ((latents - shift) * self.vae.config.scaling_factor).to(self.unet.dtype)
+        return (pixels if self.vae is None else encode_pixels(self.vae, pixels)).to(self.unet.dtype)
 
     def _decode(
         self, latents: torch.Tensor, denoiser: SubsetDenoiser, given: Mapping[str, Any], output_type: str
@@ -342,8 +376,7 @@ class MultimodalMultitaskPipeline(SharedPipeline):
             pixels = self._read_values(ANCHOR, given[ANCHOR])
             pixels = pixels.repeat_interleave(len(latents) // len(pixels), dim=0)
         elif self.vae is not None:
-            shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-            pixels = self.vae.decode((pixels / self.vae.config.scaling_factor + shift).to(self.vae.dtype)).sample
+            pixels = decode_latents(self.vae, pixels)
         else:
             pixels = denoiser.impose_on_anchor(pixels)
         if output_type == "pt":

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from .. import process
+from ..configuration import KnownArgumentsMixin
 
 
 ALPHA_SCALINGS = ("schedule", "paper")
@@ -34,7 +35,7 @@ def pad_channels(tensor: torch.Tensor, channels: int) -> torch.Tensor:
     return F.pad(tensor, (0, 0, 0, 0, 0, channels - tensor.shape[1]))
 
 
-class MultimodalSchedulerMixin:
+class MultimodalSchedulerMixin(KnownArgumentsMixin):
     """Aggregation of modalities into the forward process, and the step in y; mixed into a diffusers scheduler.
 
     `encodings` is everywhere a dict name -> (B, C_z, H, W), zero outside the modality's channels and in the rows that

@@ -1,4 +1,4 @@
-"""Training: one entry for every task. Needs the extra `training` (accelerate, datasets)."""
+"""Training: one entry for every task. Needs the extra `training` (accelerate, datasets, transformers)."""
 
 from .arguments import parse_args
 from .loop import Trainer, train

@@ -68,7 +68,8 @@ def _add_modalities(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:TYPE[:key=value,...]",
         help="may be repeated. Keys: column (default: NAME), the arguments of the type (num_classes, space, ...; "
         "lists as a|b|c), task_weight, and aggregation and weight (c) of the scheduler. num_classes and class_names "
-        "are read from the dataset, where it has them. A row whose value is missing counts as absent.",
+        "are read from the dataset, where it has them. A vector may be made by a frozen encoder of transformers: "
+        "encoder=a repo or folder, column=images or texts. A row whose value is missing counts as absent.",
     )  # fmt: skip
     group.add_argument(
         "--task_weights", type=_argument(parse_task_weights), default={},
@@ -106,10 +107,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attention_head_dim", type=int, default=8)
     group.add_argument("--dropout", type=float, default=0.0)
     group.add_argument("--model_config_name_or_path", help="a config.json of a UNet2DModel instead of the above")
+    group.add_argument(
+        "--vae", help="train on latents of this AutoencoderKL or AutoencoderTiny, a folder or a repo; they are computed "
+        "once and cached in --cache_dir. --resolution stays that of the images; masks and maps get that of the latents",
+    )  # fmt: skip
+    group.add_argument("--vae_subfolder", help="its folder within --vae, as 'vae' in a pipeline")
     group.add_argument("--pretrained_unet", help="start from this UNet2DModel, a folder or a repo")
     group.add_argument(
         "--pretrained_model_name_or_path",
-        help="fine-tune this MultimodalMultitaskPipeline: its modalities and its scheduler are kept",
+        help="fine-tune this MultimodalMultitaskPipeline: its modalities, its scheduler and its VAE are kept, and a "
+        "--modality that it has not is added",
     )
 
 
@@ -135,7 +142,11 @@ def _add_diffusion(parser: argparse.ArgumentParser) -> None:
 def _add_optimization(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
     group.add_argument("--output_dir", default="multimodal-model", help="the pipeline, its card, samples, checkpoints")
-    group.add_argument("--dry_run", action="store_true", help="say what would be trained, and stop")
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="say what would be trained, and stop (latents and embeddings are cached)",
+    )
     group.add_argument("--seed", type=int, default=0, help="of the weights, the order of the data and all noise")
     group.add_argument("--train_batch_size", type=int, default=16, help="per device")
     group.add_argument("--gradient_accumulation_steps", type=int, default=1)
@@ -244,6 +255,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--lora_rank adapts a model: give --pretrained_model_name_or_path or --pretrained_unet")
     if args.lora_rank is None and (args.lora_alpha is not None or args.lora_target_modules):
         raise ValueError("--lora_alpha and --lora_target_modules need --lora_rank")
+    if args.vae and args.pretrained_model_name_or_path:
+        raise ValueError("--vae: the pretrained pipeline decides whether there is one, and which")
     if args.resolution is not None and len(args.resolution) > 2:
         raise ValueError(f"--resolution has {len(args.resolution)} numbers; accepted: one, or height and width")
     if args.streaming and args.dataloader_num_workers > 1:

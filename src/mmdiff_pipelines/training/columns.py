@@ -1,5 +1,6 @@
 """Values as `datasets` gives them, made ready for `Modality.to_tensor`: dtype and size, image and map alike."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -49,7 +50,9 @@ def array_of(value: Any, feature: Any, channels: int) -> np.ndarray:
 
 
 def height_width(value: Any) -> tuple[int, int]:
-    """The size of a map as it is stored."""
+    """The size of a map as it is stored, or of the image that a cached latent was made of."""
+    if isinstance(value, Mapping):
+        return tuple(value["size"])
     return value.size[::-1] if isinstance(value, PIL.Image.Image) else np.shape(value)[:2]
 
 

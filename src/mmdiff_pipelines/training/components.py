@@ -5,27 +5,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
-from diffusers.utils import logging
 
-from ..modalities import ANCHOR
+from ..modalities import ANCHOR, Modality
 from ..models import MultimodalUNet2DModel
 from ..pipelines import MultimodalMultitaskPipeline
+from ..pipelines.latent_space import downscale_factor
 from ..schedulers import MultimodalDDPMScheduler
 from .columns import num_channels
 from .data import (
     HubDataset,
     RowReader,
     example_rows,
+    image_columns,
     load_training_data,
     select_columns,
     select_rows,
+    shuffle_stream,
 )
+from .embeddings import add_embeddings
+from .latents import LATENTS, Vae, check_latent_options, encode_images, load_vae
 from .lora import add_lora
 from .modality_options import ModalityOption, adopt_pretrained, complete_option, scheduler_arguments
+from .precompute import beside, cache_folder
+from .pretrained import extend_pipeline, load_pipeline, load_unet, warn_of_other_noise
 
-
-logger = logging.get_logger(__name__)
 
 DEFAULT_RESOLUTION = 64
 
@@ -39,6 +44,7 @@ class Components:
         reader: makes batches of them.
         options: of the modalities, complete.
         unet, scheduler: what is trained.
+        vae: whose latents the images are, if any.
     """
 
     dataset: HubDataset
@@ -46,6 +52,7 @@ class Components:
     options: list[ModalityOption]
     unet: MultimodalUNet2DModel
     scheduler: MultimodalDDPMScheduler
+    vae: Vae | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,84 +64,78 @@ class Components:
         return self.unet.total_channels, *self.size
 
 
-def build_components(args: argparse.Namespace) -> Components:
+def build_components(args: argparse.Namespace, device: torch.device | str = "cpu") -> Components:
     """Load the data, see what they are, and build a model for them.
+
+    Args:
+        device: to compute latents and embeddings on, where they are not cached.
 
     Raises:
         ValueError: for options that do not fit the data or the pretrained model.
     """
     pretrained = load_pipeline(args)
-    options = (
-        adopt_pretrained(args.modalities, pretrained.unet.config.modalities or {}) if pretrained else args.modalities
-    )
-    dataset = select_columns(load_training_data(args), args.image_column, options)
+    vae = pretrained.vae if pretrained else load_vae(args)
+    if vae is not None:
+        check_latent_options(args)
+    specs = (pretrained.unet.config.modalities or {}) if pretrained else {}
+    loaded = select_rows(load_training_data(args), args)
+    options = adopt_pretrained(args.modalities, specs)
+    _check_masked_images(options, args.image_column)
+    extended, options = add_embeddings(loaded, options, args, device)
+    dataset = select_columns(extended, args.image_column, options)
     rows = example_rows(dataset)
-    dataset = select_rows(dataset, args)
     if not rows:
         raise ValueError("the dataset has no rows.")
-    _check_masked_images(options, args.image_column)
+    dataset = shuffle_stream(dataset, args)
+    options = [o if o.name in specs else complete_option(o, dataset.features, rows, dataset) for o in options]
     if pretrained is None:
-        options = [complete_option(option, dataset.features, rows, dataset) for option in options]
-        unet = build_unet(args, options, _image_channels(args, rows, dataset.features))
-        scheduler = build_scheduler(args, options)
+        channels = _image_channels(args, rows, dataset.features) if vae is None else vae.config.latent_channels
+        unet, scheduler = build_unet(args, options, channels, vae), build_scheduler(args, options, vae)
     else:
-        unet, scheduler = pretrained.unet, MultimodalDDPMScheduler.from_config(pretrained.scheduler.config)
-    MultimodalMultitaskPipeline(unet, scheduler)  # checks that the weights fit the spaces
-    reader = build_reader(args, options, unet, dataset.features)
+        unet, scheduler = extend_pipeline(pretrained, [option for option in options if option.name not in specs])
+    if args.pretrained_unet is not None:
+        warn_of_other_noise(args.pretrained_unet, scheduler)
+    MultimodalMultitaskPipeline(unet, scheduler, vae)  # checks that they fit
     _check_names(args, options)
+    anchor = None
+    if vae is not None:
+        images = image_columns(loaded.select_columns([args.image_column]), [args.image_column])
+        latents, anchor = encode_images(images, vae, unet.config.sample_size, cache_folder(args), device)
+        dataset = beside(dataset.select_columns(list(dict.fromkeys(o.column for o in options))), latents)
+    reader = build_reader(args, options, unet, dataset.features, anchor)
     if args.lora_rank is not None:
-        known = pretrained.unet.config.modalities or {} if pretrained else {}
-        add_lora(unet, args, [option.name for option in options if option.name not in known])
-    return Components(dataset, reader, options, unet, scheduler)
-
-
-def load_pipeline(args: argparse.Namespace) -> MultimodalMultitaskPipeline | None:
-    if args.pretrained_model_name_or_path is None:
-        return None
-    pipeline = MultimodalMultitaskPipeline.from_pretrained(args.pretrained_model_name_or_path)
-    if pipeline.vae is not None:
-        raise ValueError("--pretrained_model_name_or_path: the pipeline has a VAE; training is in pixels only.")
-    size = pipeline.unet.config.sample_size
-    if args.resolution is not None and set(args.resolution) != set([size] if isinstance(size, int) else size):
-        raise ValueError(f"--resolution is {args.resolution}; the pretrained pipeline fixes it as {size}.")
-    return pipeline
+        add_lora(unet, args, [option.name for option in options if option.name not in specs])
+    return Components(dataset, reader, options, unet, scheduler, vae)
 
 
 def build_unet(
-    args: argparse.Namespace, options: Sequence[ModalityOption], image_channels: int
+    args: argparse.Namespace, options: Sequence[ModalityOption], image_channels: int, vae: Vae | None
 ) -> MultimodalUNet2DModel:
     """A new UNet, or one that starts from the weights of a UNet2DModel."""
+    factor = downscale_factor(vae) if vae is not None else 1
     modalities = {option.name: option.spec for option in options}
     if args.pretrained_unet is not None:
-        unet = _load_unet(args.pretrained_unet)
+        unet = load_unet(args.pretrained_unet)
         if unet.config.in_channels != image_channels:
             raise ValueError(
                 f"--pretrained_unet has {unet.config.in_channels} channels, the images {image_channels}; "
-                "--image_channels converts them."
+                + ("--image_channels converts them." if vae is None else "they are the latents of --vae.")
             )
-        unet.register_to_config(sample_size=_sample_size(args, unet.config))
+        unet.register_to_config(sample_size=_sample_size(args, unet.config, factor))
         return MultimodalUNet2DModel.from_unet(unet, modalities)
-    config = _unet_config(args)
+    config = _unet_config(args, factor)
     config |= {"in_channels": image_channels, "out_channels": image_channels, "modalities": modalities}
     return MultimodalUNet2DModel(**config)
 
 
-def _load_unet(path: str) -> UNet2DModel:
-    """From a folder or a repo, or the `unet` folder of a pipeline in it."""
-    try:
-        return UNet2DModel.from_pretrained(path)
-    except OSError:
-        return UNet2DModel.from_pretrained(path, subfolder="unet")
-
-
-def _unet_config(args: argparse.Namespace) -> dict[str, Any]:
+def _unet_config(args: argparse.Namespace, factor: int) -> dict[str, Any]:
     if args.model_config_name_or_path is not None:
         loaded = UNet2DModel.load_config(args.model_config_name_or_path)
         config = {name: value for name, value in loaded.items() if not name.startswith("_")}
-        return config | {"sample_size": _sample_size(args, config)}
+        return config | {"sample_size": _sample_size(args, config, factor)}
     down_block_types = args.down_block_types or _default_blocks(len(args.block_out_channels))
     return {
-        "sample_size": _sample_size(args, {"block_out_channels": args.block_out_channels}),
+        "sample_size": _sample_size(args, {"block_out_channels": args.block_out_channels}, factor),
         "block_out_channels": tuple(args.block_out_channels),
         "layers_per_block": args.layers_per_block,
         "down_block_types": tuple(down_block_types),
@@ -153,24 +154,31 @@ def mirrored(down_block_types: Sequence[str]) -> list[str]:
     return [block.replace("Down", "Up").replace("down", "up") for block in reversed(down_block_types)]
 
 
-def _sample_size(args: argparse.Namespace, config: Mapping[str, Any]) -> int | list[int]:
-    """--resolution, or that of the given configuration.
+def _sample_size(args: argparse.Namespace, config: Mapping[str, Any], factor: int) -> int | list[int]:
+    """--resolution over the `factor` of an autoencoder, or the size in the given configuration.
 
     Raises:
         ValueError: for a size that the UNet cannot halve as often as it has levels.
     """
-    resolution = args.resolution or config.get("sample_size") or DEFAULT_RESOLUTION
-    sizes = [resolution] if isinstance(resolution, int) else list(resolution)
+    sizes = args.resolution or [DEFAULT_RESOLUTION]
+    if args.resolution is None and (size := config.get("sample_size")):
+        sizes = [side * factor for side in ([size] if isinstance(size, int) else size)]
     levels = len(config.get("block_out_channels", ())) or 1
-    if any(size % 2 ** (levels - 1) for size in sizes):
+    multiple = factor * 2 ** (levels - 1)
+    if any(side % multiple for side in sizes):
+        autoencoder = f" and an autoencoder that makes {factor} pixels one" if factor > 1 else ""
         raise ValueError(
-            f"--resolution is {sizes}; with {levels} levels it must be a multiple of {2 ** (levels - 1)}."
+            f"--resolution is {sizes}; with {levels} levels{autoencoder} it must be a multiple of {multiple}."
         )
+    sizes = [side // factor for side in sizes]
     return sizes[0] if len(set(sizes)) == 1 else sizes
 
 
-def build_scheduler(args: argparse.Namespace, options: Sequence[ModalityOption]) -> MultimodalDDPMScheduler:
+def build_scheduler(
+    args: argparse.Namespace, options: Sequence[ModalityOption], vae: Vae | None = None
+) -> MultimodalDDPMScheduler:
     return MultimodalDDPMScheduler(
+        clip_sample=vae is None,
         num_train_timesteps=args.num_train_timesteps,
         beta_schedule=args.beta_schedule,
         rescale_betas_zero_snr=args.rescale_betas_zero_snr,
@@ -184,13 +192,16 @@ def build_reader(
     options: Sequence[ModalityOption],
     unet: MultimodalUNet2DModel,
     features: Mapping[str, Any],
+    anchor: Modality | None = None,
 ) -> RowReader:
-    """Reads maps at the resolution, and the margin of --random_crop more."""
-    columns = {ANCHOR: args.image_column} | {option.name: option.column for option in options}
+    """Reads maps at the resolution, and the margin of --random_crop more; latents with `anchor`."""
+    columns = {ANCHOR: args.image_column if anchor is None else LATENTS} | {
+        option.name: option.column for option in options
+    }
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     margin = args.random_crop
-    return RowReader(columns, features, options, unet.config.in_channels, (height + margin, width + margin))
+    return RowReader(columns, features, options, unet.config.in_channels, (height + margin, width + margin), anchor)
 
 
 def _image_channels(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], features: Mapping[str, Any]) -> int:

@@ -1,7 +1,7 @@
 """From a dataset, wherever it is, to batches of input tensors. Deterministic: what is random happens in the step."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,18 @@ def _load_saved(folder: Path, split: str, streaming: bool) -> HubDataset:
 
 
 def select_rows(dataset: HubDataset, args: argparse.Namespace) -> HubDataset:
-    """Shuffle a stream; take --max_train_samples."""
+    """Take --max_train_samples."""
+    if args.max_train_samples is None:
+        return dataset
     if isinstance(dataset, datasets.IterableDataset):
-        if args.max_train_samples is not None:
-            dataset = dataset.take(args.max_train_samples)
+        return dataset.take(args.max_train_samples)
+    return dataset.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(dataset))))
+
+
+def shuffle_stream(dataset: HubDataset, args: argparse.Namespace) -> HubDataset:
+    """Other datasets are shuffled by their loader, epoch by epoch."""
+    if isinstance(dataset, datasets.IterableDataset):
         return dataset.shuffle(seed=args.seed, buffer_size=args.shuffle_buffer_size)
-    if args.max_train_samples is not None:
-        return dataset.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(dataset))))
     return dataset
 
 
@@ -77,7 +82,12 @@ def select_columns(dataset: HubDataset, image_column: str, options: Sequence[Mod
             raise ValueError(f"{source}: the dataset has no such column; it has {', '.join(dataset.features)}.")
     dataset = dataset.select_columns(list(columns))
     maps = {image_column} | {o.column for o in options if o.column in columns and MODALITY_TYPES[o.type].spatial}
-    for column in maps:
+    return image_columns(dataset, maps)
+
+
+def image_columns(dataset: HubDataset, columns: Collection[str]) -> HubDataset:
+    """Paths and bytes become images."""
+    for column in columns:
         if _is_undecoded_image(dataset.features[column]):
             dataset = dataset.cast_column(column, datasets.Image())
     return dataset
@@ -105,6 +115,7 @@ class RowReader:
         options: of the modalities; those made of the image are not read.
         num_channels: of the image.
         size: height and width to bring maps to; the resolution, and the margin of random crops.
+        anchor: what reads the image column, where that holds no images.
     """
 
     def __init__(
@@ -114,11 +125,12 @@ class RowReader:
         options: Sequence[ModalityOption],
         num_channels: int,
         size: tuple[int, int],
+        anchor: Modality | None = None,
     ):
         self.size = size
         # a modality reads and checks values; what else it is given here is of no meaning for that
         geometry = Geometry(num_channels, *size, feature_channels=1, pooled_channels=1, embedding_dim=1)
-        self.modalities: dict[str, Modality] = {ANCHOR: ImageModality(geometry, num_channels)}
+        self.modalities: dict[str, Modality] = {ANCHOR: anchor or ImageModality(geometry, num_channels)}
         for option in options:
             if not option.from_image:
                 self.modalities[option.name] = MODALITY_TYPES[option.type](geometry, **option.arguments)

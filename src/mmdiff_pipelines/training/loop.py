@@ -48,7 +48,7 @@ def train(args: argparse.Namespace) -> None:
     prepare_sharding(args, accelerator)
     set_seed(args.seed)
     with accelerator.main_process_first():
-        components = build_components(args)
+        components = build_components(args, accelerator.device)
     if args.dry_run:
         accelerator.print(describe(components, components.reader(example_rows(components.dataset))))
         return
@@ -268,7 +268,8 @@ class Trainer:
             self.ema.restore(self.averaged)
 
     def pipeline(self, unet: MultimodalUNet2DModel | None = None) -> MultimodalMultitaskPipeline:
-        return MultimodalMultitaskPipeline(unet or self.unet, type(self.scheduler).from_config(self.scheduler.config))
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        return MultimodalMultitaskPipeline(unet or self.unet, scheduler, self.components.vae)
 
     def validate(self) -> None:
         """Sample with the weights that would be saved now."""

@@ -22,6 +22,7 @@ class ModalityOption:
         name, type: as in the model's config.
         column: the column of the dataset.
         arguments: of the modality's class; type and these are its entry in the model's config.
+        encoder: a repo or folder of transformers, whose embeddings of the column are the data.
         aggregation, weight: of the scheduler; None for the default of the space.
         task_weight: of its loss; None for that of --task_weights.
     """
@@ -29,6 +30,7 @@ class ModalityOption:
     name: str
     type: str
     column: str
+    encoder: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     aggregation: str | None = None
     weight: float | None = None
@@ -45,7 +47,7 @@ class ModalityOption:
         return MODALITY_TYPES[self.type].from_image
 
 
-TRAINING_KEYS = ("column", "aggregation", "weight", "task_weight")
+TRAINING_KEYS = ("column", "encoder", "aggregation", "weight", "task_weight")
 
 
 def parse_modality(text: str) -> ModalityOption:
@@ -65,6 +67,8 @@ def parse_modality(text: str) -> ModalityOption:
     if unknown := set(values) - set(accepted):
         raise ValueError(f"{text!r}: unknown keys {sorted(unknown)}; accepted: {', '.join(accepted)}")
     training = {key: values.pop(key) for key in TRAINING_KEYS if key in values}
+    if "encoder" in training and modality_type != "vector":
+        raise ValueError(f"{text!r}: encoder makes embeddings; accepted: with the type vector")
     return ModalityOption(name, modality_type, **({"column": name} | training), arguments=values)
 
 
@@ -76,7 +80,7 @@ def _parse_pair(text: str, pair: str) -> tuple[str, Any]:
     key, equals, value = pair.partition("=")
     if not equals:
         raise ValueError(f"{text!r}: {pair!r} is not of the form key=value")
-    if key in ("class_names", "column"):
+    if key in ("class_names", "column", "encoder"):
         return key, value.split("|") if key == "class_names" else value
     return key, [_parse_value(item) for item in value.split("|")] if "|" in value else _parse_value(value)
 
@@ -169,14 +173,13 @@ def scheduler_arguments(options: Sequence[ModalityOption]) -> dict[str, dict[str
 
 
 def adopt_pretrained(options: Sequence[ModalityOption], specs: Mapping[str, dict]) -> list[ModalityOption]:
-    """The modalities of a pretrained model, with the columns that the user names; a column is else named as they are.
+    """The modalities of a pretrained model, with the columns that the user names (else their own names), and those
+    that the user adds to it.
 
     Raises:
         ValueError: if the user's options contradict the model.
     """
     named = {option.name: option for option in options}
-    if unknown := set(named) - set(specs):
-        raise ValueError(f"--modality: {sorted(unknown)} are not in the pretrained model; it has {sorted(specs)}.")
     adopted = []
     for name, spec in specs.items():
         arguments = dict(spec)
@@ -186,4 +189,4 @@ def adopt_pretrained(options: Sequence[ModalityOption], specs: Mapping[str, dict
             raise ValueError(f"--modality {name}: the pretrained pipeline fixes it as {spec}, and the scheduler.")
         arguments.pop("type")
         adopted.append(replace(option, arguments=arguments))
-    return adopted
+    return adopted + [option for option in options if option.name not in specs]
