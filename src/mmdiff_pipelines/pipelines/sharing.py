@@ -111,7 +111,9 @@ def upload_pipeline(
 
 def copy_records(source: str | None, folder: str | Path) -> None:
     """Copy the card, the records and the pictures of `source`, where the saved weights in `folder` are those of it."""
-    source, folder = Path(source or ""), Path(folder)
+    if source is None:
+        return
+    source, folder = Path(source), Path(folder)
     weights = [path.relative_to(folder) for path in folder.glob("*/diffusion_pytorch_model*")]
     if source.resolve() == folder.resolve() or not all((source / path).is_file() for path in weights):
         return

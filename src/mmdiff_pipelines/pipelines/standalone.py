@@ -114,9 +114,10 @@ def standalone_source(cls: type) -> str:
     """One file of code with `cls` and all that it needs of this package.
 
     A pipeline gets its components from their own files; where it names their classes, it may do so in annotations
-    only, and the class of diffusers that each derives from stands for it.
+    only, and the class of diffusers that each derives from stands for it. So it does for `SharedPipeline`, whose cards
+    are for repositories of the package's users.
     """
-    elsewhere = (ModelMixin, SchedulerMixin) if issubclass(cls, DiffusionPipeline) else ()
+    elsewhere = (ModelMixin, SchedulerMixin, DiffusionPipeline) if issubclass(cls, DiffusionPipeline) else ()
     imports, namespaces, bodies = set(), set(), {}
 
     def visit(module: str) -> None:
