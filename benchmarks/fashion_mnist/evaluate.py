@@ -23,6 +23,7 @@ from mmdiff_pipelines import MultimodalDPMSolverMultistepScheduler, MultimodalMu
 
 BATCH_SIZE = 500
 RESULTS = Path(__file__).parent / "results"
+CLASSIFIER = Path(__file__).parent / "classifier"  # of the arm `classifier`: the judge of all images
 # Ancestral sampling clips its estimate of z_0 and DPM-Solver++ does not, which leaves a tenth of the images speckled;
 # `thresholding` clips it alike (`sample_max_value` is 1): DPM-Solver++ is scored with it.
 
@@ -175,7 +176,9 @@ def score_joint(judge: Judge, folder: Path, name: str) -> None:
         }
 
     scores.add("image given", of_images)
-    scores.add("joint, 50 ancestral, draw first, guidance 2", lambda: together(discrete="draw_first", guidance_scale=2.0))
+    scores.add(
+        "joint, 50 ancestral, draw first, guidance 2", lambda: together(discrete="draw_first", guidance_scale=2.0)
+    )
     scores.add("label given, 50 ancestral, guidance 2", lambda: of_labels(2.0))
     scores.add("joint, 50 ancestral, draw first", lambda: together(discrete="draw_first"))
     scores.add("mask given, 50 ancestral", of_masks)
@@ -204,7 +207,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     test = load_arrays(args.data_dir, "test")
-    judge = Judge(load_baseline("classifier", args.runs / "classifier"), test, args.num_samples)
+    judge = Judge(load_baseline("classifier", CLASSIFIER), test, args.num_samples)
     if "specialists" in args.only:
         score_specialists(judge, args.runs)
     if "joint" in args.only and args.pipeline is not None:
