@@ -180,13 +180,13 @@ def score_joint(judge: Judge, folder: Path, name: str) -> None:
         "joint, 50 ancestral, draw first, guidance 2", lambda: together(discrete="draw_first", guidance_scale=2.0)
     )
     scores.add("label given, 50 ancestral, guidance 2", lambda: of_labels(2.0))
-    scores.add("joint, 50 ancestral, draw first", lambda: together(discrete="draw_first"))
     scores.add("mask given, 50 ancestral", of_masks)
     ancestral = pipeline.scheduler
     pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(ancestral.config, thresholding=True)
     scores.add("joint, 20 DPM-Solver++, draw first", lambda: together(num_inference_steps=20, discrete="draw_first"))
     pipeline.scheduler = ancestral
     scores.add("joint, 250 ancestral, draw first", lambda: together(num_inference_steps=250, discrete="draw_first"))
+    scores.add("joint, 50 ancestral, draw first", lambda: together(discrete="draw_first"))
     scores.add("label given, 50 ancestral, guidance 1", lambda: of_labels(1.0))
     scores.add("joint, 50 ancestral", together)
     scores.add("joint, 50 ancestral, commit", lambda: together(discrete="commit"))
