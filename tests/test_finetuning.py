@@ -1,5 +1,6 @@
 """Starting from what exists: a pretrained UNet2DModel, or a pipeline that gets one modality more."""
 
+import datasets
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -224,6 +225,58 @@ def test_what_the_pretrained_pipeline_has_is_not_contradicted(tmp_path, data):
             components(*base, "--modality", text)
     with pytest.raises(ValueError, match="--modality lable.*no such column; it has image, label, mask"):
         components(*base, "--modality", "lable:categorical")
+
+
+@pytest.fixture
+def of_animals(tmp_path):
+    """A pretrained pipeline of three animals, as options."""
+    animals = {"type": "categorical", "num_classes": 3, "class_names": training_case.ANIMALS}
+    build_pipeline({"label": animals}).save_pretrained(str(tmp_path / "animals"))
+    return ["--pretrained_model_name_or_path", tmp_path / "animals"]
+
+
+def dataset_of(kind, names):
+    """24 rows whose classes are `names`, kept as the kind says, or indices."""
+    rows = training_case.build_dataset(24).remove_columns("label")
+    if kind == "ClassLabel":
+        return rows.add_column("label", [i % 3 for i in range(24)]).cast_column(
+            "label", datasets.ClassLabel(names=names)
+        )
+    return rows.add_column("label", [names[i % 3] if kind == "csv" else i % 4 for i in range(24)])
+
+
+def write_folder(rows, folder):
+    """Images beside a metadata.csv."""
+    folder.mkdir()
+    lines = ["file_name,label"]
+    for i, row in enumerate(rows):
+        row["image"].save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{row['label']}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("kind", ["csv", "ClassLabel", "indices"])
+def test_a_class_that_the_pretrained_model_has_not_ends_the_run_before_it_starts(tmp_path, of_animals, kind):
+    rows = dataset_of(kind, ["cat", "dog", "yeti"])
+    if kind == "csv":
+        write_folder(rows, tmp_path / "other")
+    else:
+        rows.save_to_disk(str(tmp_path / "other"))
+    has_not = r"\[3\]" if kind == "indices" else r"\['yeti'\]"
+    with pytest.raises(
+        ValueError, match=f"--modality label: column 'label' has the classes {has_not}.*accepted: .*cat"
+    ):
+        components("--train_data_dir", tmp_path / "other", *of_animals)
+
+
+def test_classes_in_another_order_are_read_by_their_names(tmp_path, of_animals):
+    read = []
+    for names in (training_case.ANIMALS, training_case.ANIMALS[::-1]):
+        folder = tmp_path / names[0]
+        dataset_of("ClassLabel", names).save_to_disk(str(folder))
+        parts = components("--train_data_dir", folder, *of_animals)
+        read.append(parts.reader([parts.dataset[i] for i in range(6)])["inputs"]["label"].tolist())
+    assert read == [[0, 1, 2, 0, 1, 2], [2, 1, 0, 2, 1, 0]]
 
 
 @pytest.mark.parametrize("scaling", ["schedule", "paper"])

@@ -25,7 +25,9 @@ def build_latent_pipeline():
         num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=4,
     )  # fmt: skip
     unet = build_unet(LATENT, sample_size=8, in_channels=4, out_channels=4)
-    scheduler = MultimodalDDPMScheduler(aggregation={"label": "decay", "depth": "bridge"}, modality_weights=0.5)
+    scheduler = MultimodalDDPMScheduler(
+        aggregation={"label": "decay", "depth": "bridge"}, modality_weights=0.5, clip_sample=False
+    )
     pipeline = MultimodalMultitaskPipeline(unet, scheduler, vae)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,6 +1,6 @@
 """Values as `datasets` gives them, made ready for `Modality.to_tensor`: dtype and size, image and map alike."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -31,6 +31,18 @@ def array_dtype(feature: Any) -> str | None:
     while hasattr(feature, "feature"):
         feature = feature.feature
     return getattr(feature, "dtype", None) if not isinstance(feature, datasets.Image) else None
+
+
+def label_of(value: Any, feature: Any, class_names: Sequence[str] | None) -> Any:
+    """A class as the dataset writes it -> a name or an index of the modality's.
+
+    An index into a [`ClassLabel`] whose names are the modality's, in whatever order, becomes the name.
+    """
+    if isinstance(feature, datasets.ClassLabel) and not set(feature.names).isdisjoint(class_names or ()):
+        return feature.int2str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # csv files with missing labels hold floats
+    return value
 
 
 def deep_pixels(image: PIL.Image.Image) -> np.ndarray:

@@ -27,7 +27,7 @@ from .data import (
 from .embeddings import add_embeddings
 from .latents import LATENTS, Vae, check_latent_options, encode_images, load_vae
 from .lora import add_lora
-from .modality_options import ModalityOption, adopt_pretrained, complete_option, scheduler_arguments
+from .modality_options import ModalityOption, adopt_pretrained, check_classes, complete_option, scheduler_arguments
 from .precompute import beside, cache_folder
 from .pretrained import extend_pipeline, load_pipeline, load_unet, warn_of_other_noise
 
@@ -86,6 +86,9 @@ def build_components(args: argparse.Namespace, device: torch.device | str = "cpu
     rows = example_rows(dataset)
     if not rows:
         raise ValueError("the dataset has no rows.")
+    for option in options:
+        if option.name in specs:
+            check_classes(option, dataset)
     dataset = shuffle_stream(dataset, args)
     options = [o if o.name in specs else complete_option(o, dataset.features, rows, dataset) for o in options]
     if pretrained is None:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..modalities import ANCHOR, MODALITY_TYPES, Geometry, ImageModality, Modality
-from .columns import aligned, fit_map, height_width
+from .columns import aligned, fit_map, height_width, label_of
 from .modality_options import ModalityOption
 
 
@@ -165,8 +165,8 @@ class RowReader:
         if modality.spatial:
             channels = getattr(modality, "num_channels", None)
             return fit_map(value, self.features[name], self.size, modality.discrete, channels)
-        if modality.discrete and isinstance(value, float) and value.is_integer():
-            return int(value)  # csv files with missing labels hold floats
+        if modality.discrete:
+            return label_of(value, self.features[name], getattr(modality, "class_names", None))
         return value
 
     def _check_aligned(self, rows: Sequence[Mapping[str, Any]]) -> None:

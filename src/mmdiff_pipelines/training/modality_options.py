@@ -190,3 +190,25 @@ def adopt_pretrained(options: Sequence[ModalityOption], specs: Mapping[str, dict
         arguments.pop("type")
         adopted.append(replace(option, arguments=arguments))
     return adopted + [option for option in options if option.name not in specs]
+
+
+def check_classes(option: ModalityOption, dataset: Any) -> None:
+    """See to it, before training, that a pretrained model has all the classes of its column; a stream is read later.
+
+    Raises:
+        ValueError: naming the classes that it has not.
+    """
+    names, count = option.arguments.get("class_names"), option.arguments.get("num_classes")
+    if count is None or MODALITY_TYPES[option.type].spatial or not hasattr(dataset, "unique"):
+        return
+    feature = dataset.features[option.column]
+    values = [value for value in dataset.unique(option.column) if value is not None]
+    if names is not None and isinstance(feature, datasets.ClassLabel):
+        values = [feature.int2str(value) for value in values]
+    accepted = set(names or ()) if values and isinstance(values[0], str) else set(range(count))
+    if unknown := sorted(set(values) - accepted):
+        raise ValueError(
+            f"--modality {option.name}: column {option.column!r} has the classes {unknown}, which the pretrained model "
+            f"has not; accepted: {names or f'0 to {count - 1}'}. Leave out their rows, or train a modality of another "
+            f"name on that column (--modality other_name:{option.type}:column={option.column})."
+        )
