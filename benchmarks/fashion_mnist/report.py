@@ -75,8 +75,8 @@ CARD_METRICS = [
     }),
     ("IoU of a given mask and its image", "mean_iou", True, ("joint", "mask given, 50 ancestral", "mask_iou"), {}),
     ("Fréchet distance with 20 calls of DPM-Solver++", "frechet_distance", False,
-     ("joint", "joint, 20 DPM-Solver++, draw first", "frechet_distance"), {
-        "this model, 250 ancestral": ("joint", "joint, 250 ancestral, draw first", "frechet_distance"),
+     ("joint", "joint, 20 DPM-Solver++, draw first, half of the samples", "frechet_distance"), {
+        "this model, 250 ancestral": ("joint", "joint, 250 ancestral, draw first, half of the samples", "frechet_distance"),
     }),
 ]  # fmt: skip
 
