@@ -40,8 +40,13 @@ INFERENCE_COLUMNS = [
     ("agrees", ["joint"], "label_agreement", 3),
     ("draw first", ["joint, draw first, guidance 1"], "frechet_distance", 2),
     ("agrees", ["joint, draw first, guidance 1"], "label_agreement", 3),
-    ("20 DPM-Solver++", ["joint, draw first, 20 DPM-Solver++", "image, 20 DPM-Solver++"], "frechet_distance", 2),
-    ("agrees", ["joint, draw first, 20 DPM-Solver++"], "label_agreement", 3),
+    (
+        "20 SDE-DPM-Solver++",
+        ["joint, draw first, 20 SDE-DPM-Solver++", "image, 20 SDE-DPM-Solver++"],
+        "frechet_distance",
+        2,
+    ),
+    ("agrees", ["joint, draw first, 20 SDE-DPM-Solver++"], "label_agreement", 3),
 ]
 LEAK_COLUMNS = [
     (f"{how}, t = {t}", ["leak"], f"{how}_{t}", 3) for t in (50, 200, 500) for how in ("true", "missing", "wrong")

@@ -25,7 +25,7 @@ from arms import ARMS, SIZE, TRUNK, Joint, mask_channel  # noqa: E402
 from baselines import Classifier, Run, load_arrays  # noqa: E402
 from concatenated import sample_concatenated  # noqa: E402
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler  # noqa: E402
-from evaluate import BATCH_SIZE, JointSampler, Judge, batches, sample_unet  # noqa: E402
+from evaluate import BATCH_SIZE, SOLVER, JointSampler, Judge, batches, sample_unet  # noqa: E402
 from metrics import calibration_error, mask_iou, silhouettes  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
@@ -142,9 +142,9 @@ def score_joint(arm: Joint, model: nn.Module, judge: Judge) -> Scores:
         images = sample({"label": judge.balanced_labels()}, guidance_scale=scale)["image"]
         scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
     scores["mask given"] = given_mask(judge, sample({"mask": judge.masks[: judge.num_samples]})["image"])
-    pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, thresholding=True)
+    pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, **SOLVER)
     samples = sample(discrete="draw_first", num_inference_steps=20)
-    scores["joint, draw first, 20 DPM-Solver++"] = quality_and_agreement(judge, samples)
+    scores["joint, draw first, 20 SDE-DPM-Solver++"] = quality_and_agreement(judge, samples)
     scores["likelihood"] = bits_per_dim(model.unet, scheduler, judge)
     return scores
 
@@ -179,8 +179,8 @@ def score_ddpm(unet: nn.Module, judge: Judge) -> Scores:
     def quality(scheduler, num_steps: int) -> dict[str, float]:
         return judge.quality(sample_unet(unet, scheduler, num_steps, None, 1.0, judge.num_samples))
 
-    solver = DPMSolverMultistepScheduler(timestep_spacing="leading", thresholding=True)
-    return {"image": quality(DDPMScheduler(), 50), "image, 20 DPM-Solver++": quality(solver, 20)}
+    solver = DPMSolverMultistepScheduler(**SOLVER)
+    return {"image": quality(DDPMScheduler(), 50), "image, 20 SDE-DPM-Solver++": quality(solver, 20)}
 
 
 def score_class_conditional(unet: nn.Module, judge: Judge) -> Scores:
