@@ -127,6 +127,15 @@ def test_uncertainty_weights_have_their_minimum_at_twice_the_loss():
         assert weights.log_variances[name].exp().item() == pytest.approx(2 * mean.item(), rel=1e-3)
 
 
+def test_no_weight_is_learned_of_what_is_never_recovered(unet):
+    """Yet all parameters have a gradient, which DDP waits for."""
+    weights = UncertaintyWeights(["image", *(n for n, modality in unet.modality_modules.items() if modality.joint)])
+    output = multitask_loss(unet, scheduler_of(), build_inputs(unet), *draw(unet, 4, hole=Presence.GIVEN), weights)
+    output.loss.backward()
+    assert "hole" not in weights.log_variances and unet.modality_modules["hole"].head.weight.grad.abs().max() == 0
+    assert all(parameter.grad is not None for parameter in unet.parameters() if parameter.requires_grad)
+
+
 def test_the_target_is_detached_from_the_encoder_but_z_is_not():
     unet = build_unet({"label": {**MODALITIES["label"], "space": "shared", "learn_encoder": True}})
     scheduler = MultimodalDDPMScheduler(modality_weights=1.0)

@@ -9,7 +9,7 @@
 `multitask_loss` is the simplified form that trains (an MSE for L1 and L3, L2 at every t); `elbo` evaluates the bound.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -145,16 +145,23 @@ def multitask_loss(
         if name in inputs:
             terms[name] = model.modality_modules[name].loss(prediction, inputs[name])
     terms = {name: term * recovered(states[name]) for name, term in terms.items()}
-    return MultitaskLossOutput(loss=combine_terms(terms, task_weights), terms=terms)
+    never = [name for name, modality in model.modality_modules.items() if not modality.joint]
+    return MultitaskLossOutput(loss=combine_terms(terms, task_weights, never), terms=terms)
 
 
 def combine_terms(
-    terms: Mapping[str, torch.Tensor], task_weights: Mapping[str, float] | UncertaintyWeights | None
+    terms: Mapping[str, torch.Tensor],
+    task_weights: Mapping[str, float] | UncertaintyWeights | None,
+    never_recovered: Collection[str] = (),
 ) -> torch.Tensor:
-    """sum_i lambda_i mean(terms[i]), a mean over all rows, so that the scale does not depend on the states drawn."""
+    """sum_i lambda_i mean(terms[i]), a mean over all rows, so that the scale does not depend on the states drawn.
+
+    No weight is learned of what is `never_recovered`; its zero is added, so that its parameters have a gradient.
+    """
     means = {name: term.mean() for name, term in terms.items()}
     if isinstance(task_weights, UncertaintyWeights):
-        return task_weights.combine(means)
+        unweighted = sum(means.pop(name) for name in never_recovered if name in means)
+        return task_weights.combine(means) + unweighted
     task_weights = task_weights or {}
     if unknown := set(task_weights) - set(means):
         raise ValueError(f"`task_weights` has {sorted(unknown)}, which are no tasks; tasks: {sorted(means)}.")
