@@ -228,7 +228,13 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
 
         Args:
             inputs: name -> input tensor; the anchor, "image" (B, C, H, W), is its own encoding.
+
+        Raises:
+            ValueError: if a name is unknown.
         """
+        for name in inputs:
+            if name not in self.channel_slices:
+                raise ValueError(f"{name!r} in `inputs` is no modality; known: {', '.join(self.channel_slices)}.")
         return {
             name: self._place(name, tensor if name == ANCHOR else self.modality_modules[name].encode(tensor))
             for name, tensor in inputs.items()
