@@ -210,6 +210,19 @@ def test_masks_come_back_as_palette_pictures():
     assert len({tuple(color) for color in np.reshape(build("segmentation")._palette(), (-1, 3))}) == 4
 
 
+def test_deep_pictures_keep_their_depth():
+    """A depth map of 16 bits is read as in training, not clipped to 8."""
+    levels = np.linspace(0, 65535, 16 * 24).astype(np.uint16).reshape(16, 24)
+    modality = build("image", num_channels=1)
+    expected = torch.from_numpy(levels / 65535).float()[None, None] * 2 - 1
+    pictures = [PIL.Image.fromarray(levels), PIL.Image.fromarray((levels / 65535).astype(np.float32))]
+    assert [picture.mode for picture in pictures] == ["I;16", "F"]
+    for picture in pictures:
+        torch.testing.assert_close(modality.to_tensor([picture]), expected)
+    with pytest.raises(ValueError, match=r"\(1, 16, 24\).*2 channels"):
+        build("image").to_tensor(pictures[:1])
+
+
 GRAY = np.zeros((16, 24), np.uint8)
 
 
