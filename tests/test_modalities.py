@@ -192,6 +192,15 @@ def test_masked_images_are_read_from_pairs():
     assert restored[..., :5].min() == 1 and restored[..., 5:].abs().max() == 0
 
 
+def test_tensors_of_any_dtype_are_read():
+    """As an encoder in bfloat16 puts them out."""
+    vector = torch.randn(20, requires_grad=True).bfloat16()
+    assert torch.equal(build("vector").to_tensor([vector])[0], vector.float())
+    visibility = torch.rand(16, 24).round()
+    (value,) = build("masked_image").to_tensor([(torch.rand(3, 16, 24), visibility.bfloat16())])
+    assert torch.equal(value[-1], visibility)
+
+
 def test_random_visibility_hides_square_blocks_within_the_shares():
     visibility = random_visibility(200, 16, 24, 0.25, 0.75, generator=torch.Generator().manual_seed(0))
     hidden = 1 - visibility.mean((1, 2, 3))
@@ -223,9 +232,6 @@ def test_deep_pictures_keep_their_depth():
         build("image").to_tensor(pictures[:1])
 
 
-GRAY = np.zeros((16, 24), np.uint8)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
@@ -246,6 +252,9 @@ GRAY = np.zeros((16, 24), np.uint8)
         ("masked_image", np.zeros((16, 24, 3), np.uint8), TypeError, "ndarray.*pair"),
         ("masked_image", {"image": None}, ValueError, "image.*visibility"),
         ("masked_image", (np.zeros((16, 24, 3), np.uint8), np.ones((4, 4))), ValueError, r"\(4, 4\).*\(16, 24\)"),
+        ("masked_image", torch.full((4, 16, 24), 7.0), ValueError, r"7 to 7.*\[-1, 1\].*0 and 1"),
+        ("masked_image", torch.full((4, 16, 24), 0.5), ValueError, "visibility of 0 and 1"),
+        ("vector", "a caption", TypeError, "str.*numbers"),
         ("vector", np.zeros(19), ValueError, r"\(19,\).*\(20,\)"),
         ("vector", np.full(20, np.inf), ValueError, "NaN or infinite"),
     ],
