@@ -270,6 +270,8 @@ def test_wrong_values_are_named(name, value, error, message):
         ("categorical", {"space": "theirs"}, "space.*'theirs'.*'own'"),
         ("categorical", {"num_classes": 1, "class_names": None}, "num_classes.*1"),
         ("categorical", {"class_names": ["a", "a", "b", "c", "d"]}, "class_names.*4 different names for 5"),
+        ("categorical", {"grid": 0}, "grid.*0"),
+        ("image", {"rms": 0}, "rms.*0"),
         ("segmentation", {"class_weights": [1.0]}, "class_weights.*1 entries for 4"),
         ("segmentation", {"channels": 0}, "channels.*0"),
         ("masked_image", {"space": "shared"}, "4 own channels"),

@@ -90,6 +90,8 @@ class ImageModality(Modality):
         channels: int | None = None,
         rms: float = 0.5,
     ):
+        if num_channels < 1 or not rms > 0:
+            raise ValueError(f"`num_channels` is {num_channels} and `rms` {rms}; accepted: 1 or more, and above 0.")
         super().__init__(geometry, (num_channels, geometry.height, geometry.width), space, channels or num_channels)
         self.num_channels, self.rms = num_channels, rms
         is_square = self.channels == num_channels

@@ -58,6 +58,7 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
             `out_channels` are the anchor's C. Reserved channels come on top: C_z = `total_channels`.
 
     Raises:
+        TypeError: a modality that is no dict.
         ValueError: an unknown modality type, a name that is reserved, or arguments that a modality does not take.
     """
 
@@ -106,6 +107,8 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
         for name, spec in sorted(specs.items()):
             if name == ANCHOR or not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise ValueError(f"`modalities` has the name {name!r}, which is reserved or no identifier.")
+            if not isinstance(spec, Mapping):
+                raise TypeError(f"`modalities[{name!r}]` is {spec!r}; accepted: a dict, {{'type': ..., ...}}.")
             arguments = dict(spec)
             modality_type = arguments.pop("type", None)
             if modality_type not in MODALITY_TYPES:
