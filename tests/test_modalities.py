@@ -192,6 +192,15 @@ def test_masked_images_are_read_from_pairs():
     assert restored[..., :5].min() == 1 and restored[..., 5:].abs().max() == 0
 
 
+def test_tensors_of_any_dtype_are_read():
+    """As an encoder in bfloat16 puts them out."""
+    vector = torch.randn(20, requires_grad=True).bfloat16()
+    assert torch.equal(build("vector").to_tensor([vector])[0], vector.float())
+    visibility = torch.rand(16, 24).round()
+    (value,) = build("masked_image").to_tensor([(torch.rand(3, 16, 24), visibility.bfloat16())])
+    assert torch.equal(value[-1], visibility)
+
+
 def test_random_visibility_hides_square_blocks_within_the_shares():
     visibility = random_visibility(200, 16, 24, 0.25, 0.75, generator=torch.Generator().manual_seed(0))
     hidden = 1 - visibility.mean((1, 2, 3))
@@ -210,7 +219,17 @@ def test_masks_come_back_as_palette_pictures():
     assert len({tuple(color) for color in np.reshape(build("segmentation")._palette(), (-1, 3))}) == 4
 
 
-GRAY = np.zeros((16, 24), np.uint8)
+def test_deep_pictures_keep_their_depth():
+    """A depth map of 16 bits is read as in training, not clipped to 8."""
+    levels = np.linspace(0, 65535, 16 * 24).astype(np.uint16).reshape(16, 24)
+    modality = build("image", num_channels=1)
+    expected = torch.from_numpy(levels / 65535).float()[None, None] * 2 - 1
+    pictures = [PIL.Image.fromarray(levels), PIL.Image.fromarray((levels / 65535).astype(np.float32))]
+    assert [picture.mode for picture in pictures] == ["I;16", "F"]
+    for picture in pictures:
+        torch.testing.assert_close(modality.to_tensor([picture]), expected)
+    with pytest.raises(ValueError, match=r"\(1, 16, 24\).*2 channels"):
+        build("image").to_tensor(pictures[:1])
 
 
 @pytest.mark.parametrize(
@@ -233,6 +252,9 @@ GRAY = np.zeros((16, 24), np.uint8)
         ("masked_image", np.zeros((16, 24, 3), np.uint8), TypeError, "ndarray.*pair"),
         ("masked_image", {"image": None}, ValueError, "image.*visibility"),
         ("masked_image", (np.zeros((16, 24, 3), np.uint8), np.ones((4, 4))), ValueError, r"\(4, 4\).*\(16, 24\)"),
+        ("masked_image", torch.full((4, 16, 24), 7.0), ValueError, r"7 to 7.*\[-1, 1\].*0 and 1"),
+        ("masked_image", torch.full((4, 16, 24), 0.5), ValueError, "visibility of 0 and 1"),
+        ("vector", "a caption", TypeError, "str.*numbers"),
         ("vector", np.zeros(19), ValueError, r"\(19,\).*\(20,\)"),
         ("vector", np.full(20, np.inf), ValueError, "NaN or infinite"),
     ],
@@ -248,6 +270,8 @@ def test_wrong_values_are_named(name, value, error, message):
         ("categorical", {"space": "theirs"}, "space.*'theirs'.*'own'"),
         ("categorical", {"num_classes": 1, "class_names": None}, "num_classes.*1"),
         ("categorical", {"class_names": ["a", "a", "b", "c", "d"]}, "class_names.*4 different names for 5"),
+        ("categorical", {"grid": 0}, "grid.*0"),
+        ("image", {"rms": 0}, "rms.*0"),
         ("segmentation", {"class_weights": [1.0]}, "class_weights.*1 entries for 4"),
         ("segmentation", {"channels": 0}, "channels.*0"),
         ("masked_image", {"space": "shared"}, "4 own channels"),

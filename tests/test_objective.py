@@ -127,6 +127,15 @@ def test_uncertainty_weights_have_their_minimum_at_twice_the_loss():
         assert weights.log_variances[name].exp().item() == pytest.approx(2 * mean.item(), rel=1e-3)
 
 
+def test_no_weight_is_learned_of_what_is_never_recovered(unet):
+    """Yet all parameters have a gradient, which DDP waits for."""
+    weights = UncertaintyWeights(["image", *(n for n, modality in unet.modality_modules.items() if modality.joint)])
+    output = multitask_loss(unet, scheduler_of(), build_inputs(unet), *draw(unet, 4, hole=Presence.GIVEN), weights)
+    output.loss.backward()
+    assert "hole" not in weights.log_variances and unet.modality_modules["hole"].head.weight.grad.abs().max() == 0
+    assert all(parameter.grad is not None for parameter in unet.parameters() if parameter.requires_grad)
+
+
 def test_the_target_is_detached_from_the_encoder_but_z_is_not():
     unet = build_unet({"label": {**MODALITIES["label"], "space": "shared", "learn_encoder": True}})
     scheduler = MultimodalDDPMScheduler(modality_weights=1.0)
@@ -135,10 +144,39 @@ def test_the_target_is_detached_from_the_encoder_but_z_is_not():
     assert gradient is not None and gradient.abs().sum() > 0
 
 
+def test_a_modality_without_input_is_absent(unet):
+    """In the loss and in the bound: nothing of it is in z, and the network is told so."""
+    inputs = build_inputs(unet)
+    timesteps, noise, _ = draw(unet, 4)
+    absent = {name: torch.full((4,), int(Presence.ABSENT)) for name in unet.modality_modules if name != "label"}
+    expected = multitask_loss(unet, scheduler_of(), inputs, timesteps, noise, absent)
+    some = {name: inputs[name] for name in ("image", "label")}
+    actual = multitask_loss(unet, scheduler_of(), some, timesteps, noise)
+    assert set(actual.terms) == {"image", "label"}
+    assert torch.equal(actual.loss, expected.loss)
+
+    # what its head says of it has no share in the bound
+    alone = build_unet({"label": MODALITIES["label"], "caption": MODALITIES["caption"]})
+    scheduler = MultimodalDDPMScheduler(num_train_timesteps=5, beta_end=0.5, aggregation="decay", modality_weights=9.0)
+    states = []
+    alone.register_forward_pre_hook(lambda module, args, kwargs: states.append(kwargs["states"]), with_kwargs=True)
+    terms = elbo(alone, scheduler, some, torch.Generator().manual_seed(0))
+    assert all((s["caption"] == Presence.ABSENT).all() and (s["label"] == Presence.JOINT).all() for s in states)
+    with torch.no_grad():
+        alone.modality_modules["caption"].head.bias.fill_(1e3)
+    again = elbo(alone, scheduler, some, torch.Generator().manual_seed(0))
+    assert "L2/caption" not in terms and torch.equal(again["total"], terms["total"])
+
+
 def test_wrong_arguments_are_named(unet):
     inputs = build_inputs(unet)
     with pytest.raises(ValueError, match="'lable'.*label"):
         multitask_loss(unet, scheduler_of(), inputs, *draw(unet, 4), {"lable": 1.0})
+    with pytest.raises(ValueError, match="'lable' in `inputs`.*label"):
+        multitask_loss(unet, scheduler_of(), inputs | {"lable": inputs["label"]}, *draw(unet, 4))
+    arguments = draw(unet, 4, caption=Presence.GIVEN)
+    with pytest.raises(ValueError, match="`states` has 'caption'.*not in `inputs`"):
+        multitask_loss(unet, scheduler_of(), {n: t for n, t in inputs.items() if n != "caption"}, *arguments)
     inputs.pop("image")
     with pytest.raises(ValueError, match="'image' is missing"):
         multitask_loss(unet, scheduler_of(), inputs, *draw(unet, 4))
@@ -168,7 +206,7 @@ class Oracle:
         self.total_channels, self.encode = unet.total_channels, unet.encode
         self.modality_modules = {"label": SimpleNamespace(nll=lambda prediction, labels: torch.zeros(3))}
 
-    def __call__(self, sample, timesteps):
+    def __call__(self, sample, timesteps, states):
         z_0 = self.inputs["image"].double() + self.offset
         return SimpleNamespace(sample=z_0, predictions={"label": self.inputs["label"]})
 

@@ -238,6 +238,12 @@ def test_latents_and_tuples(pipeline):
     assert set(modalities) == set(first.modalities) and set(confidences) == set(first.confidences)
 
 
+def test_numbers_of_numpy_and_no_callback_tensors(pipeline):
+    numbers = {"batch_size": np.int64(2), "num_inference_steps": np.int64(2), "guidance_scale": np.float32(2.0)}
+    output = run(pipeline, given={"label": "dog"}, callback_on_step_end_tensor_inputs=None, **numbers)
+    assert len(output.images) == 2 and pipeline.num_timesteps == 2
+
+
 def test_unwanted_modalities_are_absent(pipeline):
     output = run(pipeline, outputs=["label"])
     assert set(output.modalities) == {"label"} and set(output.confidences) == {"label"}
@@ -300,7 +306,10 @@ def test_the_anchor_can_be_the_latent_of_a_vae(cls, tmp_path):
         ({"batch_size": 0}, ValueError, "batch_size.*0.*positive"),
         ({"batch_size": 1.5}, ValueError, "batch_size.*1.5"),
         ({"num_inference_steps": 0}, ValueError, "num_inference_steps.*0.*positive"),
-        ({"num_inference_steps": 2000}, ValueError, "num_inference_steps.*2000"),
+        ({"num_inference_steps": 2000}, ValueError, "num_inference_steps.*2000.*1 to 1000"),
+        ({"given": ["label"]}, TypeError, "given.*list.*dict"),
+        ({"latents": np.zeros(3)}, TypeError, "latents.*ndarray.*tensor"),
+        ({"commit_threshold": "high"}, ValueError, "commit_threshold.*'high'"),
         ({"guidance_scale": float("nan")}, ValueError, "guidance_scale.*nan"),
         ({"guidance_scale": {"lable": 2.0}}, ValueError, "guidance_scale.*'lable'.*'label'"),
         ({"guidance_scale": "2"}, ValueError, "guidance_scale.*'2'"),

@@ -238,6 +238,13 @@ def test_target_is_what_a_perfect_network_puts_out(prediction_type):
     torch.testing.assert_close(scheduler.predict_original(target, t, z_t, encodings), z_0, atol=5e-4, rtol=0)
 
 
+def test_noise_of_the_image_alone_is_refused():
+    """One channel of it would be the noise of all channels."""
+    image, encoding = torch.randn(2, 1, 4, 4), torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="`noise` has 1 channels; accepted: 3.*'label'"):
+        MultimodalDDPMScheduler().add_noise(image, torch.randn_like(image), torch.tensor([3, 7]), {"label": encoding})
+
+
 def test_add_noise_and_target_reserve_channels():
     scheduler = MultimodalDDPMScheduler(aggregation="decay", modality_weights=1.0)
     z_0, noise, t = normal(2, 1, 4, 4), normal(2, 2, 4, 4, seed=1), torch.tensor([10, 600])

@@ -215,3 +215,5 @@ def test_wrong_calls_are_named(unet):
         unet(sample, 0, class_labels=torch.zeros(1))
     with pytest.raises(ValueError, match="sample_size"):
         MultimodalUNet2DModel(**{**TRUNK, "sample_size": None}, modalities=MODALITIES)
+    with pytest.raises(TypeError, match="'label'.*'categorical'.*dict"):
+        MultimodalUNet2DModel(**TRUNK, modalities={"label": "categorical"})

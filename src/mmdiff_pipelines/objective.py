@@ -9,7 +9,7 @@
 `multitask_loss` is the simplified form that trains (an MSE for L1 and L3, L2 at every t); `elbo` evaluates the bound.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -88,11 +88,18 @@ def min_snr_weights(scheduler, timesteps: torch.Tensor, snr_gamma: float) -> tor
     return clipped / (snr + 1) if scheduler.config.prediction_type == "v_prediction" else clipped / snr
 
 
-def _default_states(
-    names: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor] | None, batch_size: int, device: torch.device
+def _complete_states(
+    model, inputs: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor] | None = None
 ) -> dict[str, torch.Tensor]:
-    joint = torch.full((batch_size,), int(Presence.JOINT), dtype=torch.long, device=device)
-    return dict.fromkeys(names, joint) | {name: state.to(device) for name, state in (states or {}).items()}
+    """JOINT where nothing is said, and ABSENT what is not in `inputs`."""
+    absent = torch.full((len(inputs[ANCHOR]),), int(Presence.ABSENT), dtype=torch.long, device=inputs[ANCHOR].device)
+    joint = torch.full_like(absent, int(Presence.JOINT))
+    states = {name: state.to(joint.device) for name, state in (states or {}).items()}
+    missing = [name for name in model.modality_modules if name not in inputs]
+    for name in missing:
+        if bool((states.get(name, absent) != Presence.ABSENT).any()):
+            raise ValueError(f"`states` has {name!r}, which is not in `inputs`; accepted: ABSENT in all rows.")
+    return dict.fromkeys(inputs, joint) | dict.fromkeys(missing, absent) | states
 
 
 def multitask_loss(
@@ -110,7 +117,7 @@ def multitask_loss(
     Args:
         model: a [`MultimodalUNet2DModel`].
         scheduler: a multimodal scheduler; it sets the weights, the target and the noise.
-        inputs: "image" (B, C, H, W) and name -> input tensor of each modality.
+        inputs: "image" (B, C, H, W) and name -> input tensor of each modality; one left out is ABSENT.
         timesteps: (B,) of the training grid; rows whose image is GIVEN are at t = 0 whatever it says.
         noise: (B, C_z, H, W), standard normal.
         states: name -> (B,) long of [`Presence`], "image" included; names left out are JOINT.
@@ -121,12 +128,13 @@ def multitask_loss(
         [`MultitaskLossOutput`].
 
     Raises:
-        ValueError: if "image" is not in `inputs`, or a task weight has no task.
+        ValueError: if "image" is not in `inputs`, a name is unknown, a modality has a state but no input, or a task
+            weight no task.
     """
     if ANCHOR not in inputs:
         raise ValueError(f"`inputs` has {sorted(inputs)}; the anchor {ANCHOR!r} is missing.")
     image = inputs[ANCHOR]
-    states = _default_states(inputs, states, len(image), image.device)
+    states = _complete_states(model, inputs, states)
     # a given image is clean: t = 0, the one noise level at which perception reads it
     timesteps = torch.where(states[ANCHOR] == Presence.GIVEN, 0, timesteps)
     encodings = model.encode(inputs)
@@ -145,16 +153,23 @@ def multitask_loss(
         if name in inputs:
             terms[name] = model.modality_modules[name].loss(prediction, inputs[name])
     terms = {name: term * recovered(states[name]) for name, term in terms.items()}
-    return MultitaskLossOutput(loss=combine_terms(terms, task_weights), terms=terms)
+    never = [name for name, modality in model.modality_modules.items() if not modality.joint]
+    return MultitaskLossOutput(loss=combine_terms(terms, task_weights, never), terms=terms)
 
 
 def combine_terms(
-    terms: Mapping[str, torch.Tensor], task_weights: Mapping[str, float] | UncertaintyWeights | None
+    terms: Mapping[str, torch.Tensor],
+    task_weights: Mapping[str, float] | UncertaintyWeights | None,
+    never_recovered: Collection[str] = (),
 ) -> torch.Tensor:
-    """sum_i lambda_i mean(terms[i]), a mean over all rows, so that the scale does not depend on the states drawn."""
+    """sum_i lambda_i mean(terms[i]), a mean over all rows, so that the scale does not depend on the states drawn.
+
+    No weight is learned of what is `never_recovered`; its zero is added, so that its parameters have a gradient.
+    """
     means = {name: term.mean() for name, term in terms.items()}
     if isinstance(task_weights, UncertaintyWeights):
-        return task_weights.combine(means)
+        unweighted = sum(means.pop(name) for name in never_recovered if name in means)
+        return task_weights.combine(means) + unweighted
     task_weights = task_weights or {}
     if unknown := set(task_weights) - set(means):
         raise ValueError(f"`task_weights` has {sorted(unknown)}, which are no tasks; tasks: {sorted(means)}.")
@@ -200,7 +215,8 @@ def elbo(
 
     Args:
         model, scheduler: as [`multitask_loss`].
-        inputs: "image" (B, C, H, W) on 256 levels over [-1, 1], and an input for each modality.
+        inputs: "image" (B, C, H, W) on 256 levels over [-1, 1], and an input for each modality that the bound is of;
+            those left out are ABSENT.
         generator: for the noise and the timesteps, on CPU.
         num_timesteps: how many of the L1 terms to draw (an unbiased estimate); None for all of them.
 
@@ -211,7 +227,7 @@ def elbo(
     image = inputs[ANCHOR].double()
     batch_size, device = len(image), image.device
     encodings = {name: e.double() for name, e in model.encode(inputs).items() if name != ANCHOR}
-    bound = _Bound(model, scheduler, image, encodings, generator)
+    bound = _Bound(model, scheduler, image, encodings, _complete_states(model, inputs), generator)
 
     last = scheduler.config.num_train_timesteps - 1
     terms = {"L0": bound.prior(last)}
@@ -233,9 +249,9 @@ def elbo(
 class _Bound:
     """The terms of `elbo` that a noise level has, each from one draw of z_t."""
 
-    def __init__(self, model, scheduler, image, encodings, generator):
+    def __init__(self, model, scheduler, image, encodings, states, generator):
         self.model, self.scheduler, self.generator = model, scheduler, generator
-        self.image, self.encodings = image, encodings
+        self.image, self.encodings, self.states = image, encodings, states
 
     def _read(self, t: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict, dict]:
         """timesteps, a draw of z_t, the estimate of z_0 in it, the predictions, and the encodings they expect."""
@@ -244,8 +260,9 @@ class _Bound:
         noise = torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.image.device)
         timesteps = torch.full((batch_size,), t, device=self.image.device)
         z_t = self.scheduler.add_noise(self.image, noise, timesteps, encodings=self.encodings)
-        output = self.model(z_t.to(self.model.dtype), timesteps)
-        predicted = {n: e.double() for n, e in self.model.expected_encodings(output.predictions).items()}
+        output = self.model(z_t.to(self.model.dtype), timesteps, states=self.states)
+        expected = self.model.expected_encodings(output.predictions)
+        predicted = {name: expected[name].double() for name in self.encodings}
         z_0 = self.scheduler.predict_original(output.sample.double(), timesteps, z_t, encodings=predicted)
         if self.scheduler.config.get("clip_sample"):
             z_0 = z_0.clamp(-self.scheduler.config.clip_sample_range, self.scheduler.config.clip_sample_range)

@@ -134,7 +134,12 @@ class Modality(nn.Module):
 
     def value_to_tensor(self, value: Any) -> torch.Tensor:
         """One value as users write it -> one input tensor, of `input_shape`."""
-        return torch.as_tensor(np.asarray(value), dtype=self.input_dtype)
+        if torch.is_tensor(value):  # of any device and dtype, bfloat16 too
+            return value.detach().to(self.input_dtype)
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"a value of type {type(value).__name__}; accepted: numbers, as an array, tensor or list.")
+        return torch.as_tensor(array, dtype=self.input_dtype)
 
     def tensor_to_value(self, tensor: torch.Tensor, output_type: str) -> Any:
         """One input tensor -> a value as users read it; `output_type` "pil" or "np"."""

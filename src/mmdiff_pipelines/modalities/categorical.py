@@ -37,6 +37,8 @@ class CategoricalModality(Modality):
         super().__init__(geometry, (), space, channels)
         if num_classes < 2:
             raise ValueError(f"`num_classes` is {num_classes}; accepted: 2 or more.")
+        if grid < 1:
+            raise ValueError(f"`grid` is {grid}; accepted: 1 or more.")
         if class_names is not None and len(set(class_names)) != num_classes:
             raise ValueError(f"`class_names` has {len(set(class_names))} different names for {num_classes} classes.")
         self.num_classes, self.class_names, self.grid = num_classes, class_names, grid

@@ -14,15 +14,29 @@ from .base import Geometry, Modality, orthogonal, unit_rms
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
+def is_deep(image: PIL.Image.Image) -> bool:
+    """16 or 32 bits a pixel: I, I;16, F, which PIL would clip on conversion."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def deep_pixels(image: PIL.Image.Image) -> np.ndarray:
+    """A deep image -> (H, W) float32 in [0, 1]; floats are taken as they are."""
+    pixels = np.asarray(image, dtype=np.float32)
+    return pixels if image.mode == "F" else pixels / 65535
+
+
 def pixels_to_tensor(value: Any, num_channels: int, height: int, width: int) -> torch.Tensor:
     """A PIL image, an array (H, W[, C]) or a tensor ([C,] H, W) -> (C, H, W) float in [-1, 1].
 
-    PIL images and uint8 data are read as 0..255; float arrays and tensors as [0, 1], what the pipeline puts out.
+    PIL images and uint8 data are read as 0..255, 16-bit PIL images as 0..65535; float arrays, tensors and PIL images as
+    [0, 1], what the pipeline puts out.
 
     Raises:
         TypeError: another kind of value, or another dtype.
         ValueError: another size or number of channels, or floats outside [0, 1].
     """
+    if isinstance(value, PIL.Image.Image) and is_deep(value):
+        value = deep_pixels(value)
     if isinstance(value, PIL.Image.Image):
         if num_channels not in PIL_MODES:
             raise TypeError(f"a PIL image for {num_channels} channels; accepted: an array or a tensor.")
@@ -76,6 +90,8 @@ class ImageModality(Modality):
         channels: int | None = None,
         rms: float = 0.5,
     ):
+        if num_channels < 1 or not rms > 0:
+            raise ValueError(f"`num_channels` is {num_channels} and `rms` {rms}; accepted: 1 or more, and above 0.")
         super().__init__(geometry, (num_channels, geometry.height, geometry.width), space, channels or num_channels)
         self.num_channels, self.rms = num_channels, rms
         is_square = self.channels == num_channels

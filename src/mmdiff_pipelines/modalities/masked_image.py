@@ -72,16 +72,30 @@ class MaskedImageModality(Modality):
                 raise ValueError(f"a dict with keys {sorted(value)}; accepted: 'image' and 'visibility'.")
             value = (value["image"], value["visibility"])
         if torch.is_tensor(value) and value.shape == self.input_shape:
-            return value.float()
+            return self._check_tensor(value.float())
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise TypeError(f"a value of type {type(value).__name__}; accepted: a pair (image, visibility).")
         image, visibility = value
         channels, height, width = self.input_shape
         pixels = pixels_to_tensor(image, channels - 1, height, width)
-        visibility = np.asarray(visibility.convert("L") if isinstance(visibility, PIL.Image.Image) else visibility)
+        if isinstance(visibility, PIL.Image.Image):
+            visibility = visibility.convert("L")
+        if not torch.is_tensor(visibility):
+            visibility = torch.as_tensor(np.asarray(visibility) != 0)
         if visibility.shape != (height, width):
-            raise ValueError(f"visibility of shape {visibility.shape}; accepted: {(height, width)} (height, width).")
-        return torch.cat([pixels, torch.from_numpy(visibility != 0)[None].float()])
+            shape = tuple(visibility.shape)
+            raise ValueError(f"visibility of shape {shape}; accepted: {(height, width)} (height, width).")
+        return torch.cat([pixels, (visibility != 0)[None].to(pixels)])
+
+    @staticmethod
+    def _check_tensor(value: torch.Tensor) -> torch.Tensor:
+        pixels, visibility = value[:-1], value[-1]
+        if not (pixels.abs().max() <= 1 + 1e-4 and ((visibility == 0) | (visibility == 1)).all()):
+            low, high = value.min().item(), value.max().item()
+            raise ValueError(
+                f"a tensor from {low:.3g} to {high:.3g}; accepted: pixels in [-1, 1], then a visibility of 0 and 1."
+            )
+        return value
 
     def tensor_to_value(self, tensor: torch.Tensor, output_type: str) -> Any:
         visible = tensor[:-1] * tensor[-1:] + (tensor[-1:] - 1)  # hidden pixels black

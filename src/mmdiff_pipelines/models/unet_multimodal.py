@@ -58,6 +58,7 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
             `out_channels` are the anchor's C. Reserved channels come on top: C_z = `total_channels`.
 
     Raises:
+        TypeError: a modality that is no dict.
         ValueError: an unknown modality type, a name that is reserved, or arguments that a modality does not take.
     """
 
@@ -106,6 +107,8 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
         for name, spec in sorted(specs.items()):
             if name == ANCHOR or not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise ValueError(f"`modalities` has the name {name!r}, which is reserved or no identifier.")
+            if not isinstance(spec, Mapping):
+                raise TypeError(f"`modalities[{name!r}]` is {spec!r}; accepted: a dict, {{'type': ..., ...}}.")
             arguments = dict(spec)
             modality_type = arguments.pop("type", None)
             if modality_type not in MODALITY_TYPES:
@@ -228,7 +231,13 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
 
         Args:
             inputs: name -> input tensor; the anchor, "image" (B, C, H, W), is its own encoding.
+
+        Raises:
+            ValueError: if a name is unknown.
         """
+        for name in inputs:
+            if name not in self.channel_slices:
+                raise ValueError(f"{name!r} in `inputs` is no modality; known: {', '.join(self.channel_slices)}.")
         return {
             name: self._place(name, tensor if name == ANCHOR else self.modality_modules[name].encode(tensor))
             for name, tensor in inputs.items()

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import numbers
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ from .sharing import SharedPipeline
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DISCRETE_MODES = ("expected", "commit", "draw_first")
+
+
+def _is_count(value: Any) -> bool:
+    """A positive integer of Python or numpy."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number of Python or numpy."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass
@@ -247,25 +258,26 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
                 if value not in accepted:
                     raise ValueError(f"`{argument}` has {value!r}; accepted: {', '.join(map(repr, accepted))}.")
 
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"`given` is a {type(given).__name__}; accepted: a dict, name -> value.")
         check("given", given or {}, [ANCHOR, *names])
         check("outputs", [outputs] if isinstance(outputs, str) else outputs or [], [ANCHOR, *names])
         check("output_type", [output_type], OUTPUT_TYPES)
         check("discrete", [discrete], DISCRETE_MODES)
-        check("callback_on_step_end_tensor_inputs", tensor_inputs, self._callback_tensor_inputs)
+        check("callback_on_step_end_tensor_inputs", tensor_inputs or [], self._callback_tensor_inputs)
         check("guidance_scale", guidance_scale if isinstance(guidance_scale, Mapping) else [], names)
         if isinstance(outputs, str):
             raise TypeError(f"`outputs` is the string {outputs!r}; accepted: a list of names.")
-        if (
-            isinstance(num_inference_steps, bool)
-            or not isinstance(num_inference_steps, int)
-            or num_inference_steps < 1
-        ):
+        if not _is_count(num_inference_steps):
             raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}; accepted: a positive integer.")
-        if not 0 < commit_threshold < 1:
+        limit = self.scheduler.config.num_train_timesteps
+        if num_inference_steps > limit and ANCHOR not in (given or {}):
+            raise ValueError(f"`num_inference_steps` is {num_inference_steps}; accepted: 1 to {limit}, as trained.")
+        if not _is_number(commit_threshold) or not 0 < commit_threshold < 1:
             raise ValueError(f"`commit_threshold` is {commit_threshold!r}; accepted: a number between 0 and 1.")
         scales = guidance_scale if isinstance(guidance_scale, Mapping) else dict.fromkeys(names, guidance_scale)
         for scale in scales.values():
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            if not _is_number(scale):
                 raise ValueError(
                     f"`guidance_scale` has {scale!r}; accepted: a finite number, or one by modality name."
                 )
@@ -275,7 +287,7 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
         self, given: Mapping[str, Any], batch_size: int, device: torch.device
     ) -> tuple[dict[str, torch.Tensor], int]:
         """Users' values -> input tensors with `batch_size` rows, several samples of a row standing together."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if not _is_count(batch_size):
             raise ValueError(f"`batch_size` is {batch_size!r}; accepted: a positive integer.")
         inputs = {name: self._read_values(name, value) for name, value in given.items()}
         rows = max((len(tensor) for tensor in inputs.values()), default=1)
@@ -353,6 +365,8 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
             )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        if not torch.is_tensor(latents):
+            raise TypeError(f"`latents` is a {type(latents).__name__}; accepted: a tensor of shape {shape}.")
         if tuple(latents.shape) != shape:
             raise ValueError(f"`latents` has the shape {tuple(latents.shape)}; accepted: {shape}.")
         return latents.to(device, self.unet.dtype)

@@ -145,7 +145,15 @@ class MultimodalSchedulerMixin(KnownArgumentsMixin):
 
         Returns:
             z_t, (B, C_z, H, W).
+
+        Raises:
+            ValueError: if `noise` has not the channels of an encoding, with which it would be broadcast.
         """
+        for name, encoding in (encodings or {}).items():
+            if encoding.shape[1] != noise.shape[1]:
+                raise ValueError(
+                    f"`noise` has {noise.shape[1]} channels; accepted: {encoding.shape[1]}, as the encoding of {name!r}."
+                )
         if not encodings and noise.shape[1] == original_samples.shape[1]:
             return super().add_noise(original_samples, noise, timesteps)
         alpha_bar_t = self._broadcast_table(timesteps, noise.dtype)

@@ -8,14 +8,11 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from ..modalities.image import deep_pixels, is_deep
+
 
 CHANNELS_OF_MODES = {"1": 1, "L": 1, "F": 1, "RGBA": 4, "PA": 4, "LA": 4}
 MODES_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-def is_deep(image: PIL.Image.Image) -> bool:
-    """16 or 32 bits a pixel: I, I;16, F, which PIL would clip on conversion."""
-    return image.mode.startswith("I") or image.mode == "F"
 
 
 def num_channels(value: Any, feature: Any) -> int:
@@ -43,12 +40,6 @@ def label_of(value: Any, feature: Any, class_names: Sequence[str] | None) -> Any
     if isinstance(value, float) and value.is_integer():
         return int(value)  # csv files with missing labels hold floats
     return value
-
-
-def deep_pixels(image: PIL.Image.Image) -> np.ndarray:
-    """A deep image -> (H, W) float32 in [0, 1]; floats are taken as they are."""
-    pixels = np.asarray(image, dtype=np.float32)
-    return pixels if image.mode == "F" else pixels / 65535
 
 
 def array_of(value: Any, feature: Any, channels: int) -> np.ndarray:

@@ -19,7 +19,8 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
-from .columns import array_of, is_deep
+from ..modalities.image import is_deep
+from .columns import array_of
 from .data import HubDataset, image_columns
 from .modality_options import ModalityOption
 from .precompute import beside, cache_folder, precompute, weights_fingerprint

@@ -44,11 +44,8 @@ class MultitaskObjective(nn.Module):
         states: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss, a scalar, and its terms, name -> (B,). Arguments as [`multitask_loss`]."""
+        task_weights = self.task_weights if self.uncertainty is None else self.uncertainty
         output = multitask_loss(
-            self.unet, self.scheduler, inputs, timesteps, noise, states, self.task_weights, self.snr_gamma
+            self.unet, self.scheduler, inputs, timesteps, noise, states, task_weights, self.snr_gamma
         )
-        terms = {name: output.terms[name] for name in self.tasks}
-        loss = output.loss
-        if self.uncertainty is not None:
-            loss = self.uncertainty.combine({name: term.mean() for name, term in terms.items()})
-        return loss, terms
+        return output.loss, {name: output.terms[name] for name in self.tasks}
