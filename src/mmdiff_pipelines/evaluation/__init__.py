@@ -6,7 +6,7 @@ goes in, and loads the networks that they look through.
 
 from .efficientnet_lite import EfficientNetLite0
 from .embeddings import Projection, cosine_similarity, linear_probe, retrieval_accuracy
-from .features import ClassifierFeatures, InceptionFeatures, as_rgb, extract_features
+from .features import ClassifierFeatures, InceptionFeatures, as_rgb, extract_features, feature_network
 from .images import LearnedSimilarity, frechet_distance, nearest_neighbours, peak_signal_to_noise, precision_recall
 from .labels import accuracy, calibration_error
 from .masks import mean_intersection_over_union, silhouette_iou
@@ -23,6 +23,7 @@ __all__ = [
     "calibration_error",
     "cosine_similarity",
     "extract_features",
+    "feature_network",
     "frechet_distance",
     "linear_probe",
     "mean_intersection_over_union",

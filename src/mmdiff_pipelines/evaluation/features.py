@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import PIL.Image
 import torch
 from torch import nn
+
+from .efficientnet_lite import EfficientNetLite0
 
 
 class InceptionFeatures(nn.Module):
@@ -47,6 +50,47 @@ class ClassifierFeatures(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier.features(images * 2 - 1)
+
+
+class TransformersFeatures(nn.Module):
+    """The embeddings of an image encoder of transformers, such as CLIP, of L2 norm 1.
+
+    Args:
+        source: a repo or a folder.
+
+    Raises:
+        ValueError: if there is no such encoder.
+    """
+
+    def __init__(self, source: str):
+        super().__init__()
+        from ..training.embeddings import FrozenEncoder
+
+        self.encoder = FrozenEncoder(source, images=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.encoder([tensor_to_image(image) for image in as_rgb(images)]))
+
+
+def feature_network(name: str, weights: str | Path | None = None) -> nn.Module:
+    """A feature network by name: `efficientnet_lite0`, `inception`, or a repo or folder of transformers.
+
+    Args:
+        name: of the network.
+        weights: a file, for the first two; see their classes for what None means.
+
+    Raises:
+        FileNotFoundError, ValueError: if it cannot be loaded.
+    """
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0.from_weights(weights)
+    return InceptionFeatures(weights) if name == "inception" else TransformersFeatures(name)
+
+
+def tensor_to_image(image: torch.Tensor) -> PIL.Image.Image:
+    """(3, H, W) in [0, 1] -> a PIL image."""
+    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    return PIL.Image.fromarray(levels.movedim(0, -1).cpu().numpy())
 
 
 def as_rgb(images: torch.Tensor) -> torch.Tensor:
