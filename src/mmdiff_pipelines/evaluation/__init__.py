@@ -5,7 +5,7 @@ goes in, and loads the networks that they look through.
 """
 
 from .efficientnet_lite import EfficientNetLite0
-from .embeddings import Projection, cosine_similarity, linear_probe, retrieval_accuracy
+from .embeddings import Projection, cosine_similarity, fit_linear_probe, linear_probe, retrieval_accuracy
 from .features import ClassifierFeatures, InceptionFeatures, as_rgb, extract_features, feature_network
 from .images import LearnedSimilarity, frechet_distance, nearest_neighbours, peak_signal_to_noise, precision_recall
 from .labels import accuracy, calibration_error
@@ -24,6 +24,7 @@ __all__ = [
     "cosine_similarity",
     "extract_features",
     "feature_network",
+    "fit_linear_probe",
     "frechet_distance",
     "linear_probe",
     "mean_intersection_over_union",

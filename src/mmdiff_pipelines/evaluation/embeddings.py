@@ -82,25 +82,33 @@ def retrieval_accuracy(embeddings: torch.Tensor, references: torch.Tensor) -> fl
     return (cosines.argmax(1) == torch.arange(len(cosines), device=cosines.device)).float().mean().item()
 
 
-def linear_probe(
-    embeddings: torch.Tensor, labels: torch.Tensor, test_embeddings: torch.Tensor, test_labels: torch.Tensor
-) -> float:
-    """Accuracy of a logistic regression, by scikit-learn, fitted to (n, D) and (n,), on (m, D) and (m,).
+def fit_linear_probe(embeddings: torch.Tensor, labels: torch.Tensor):
+    """A logistic regression of scikit-learn on scaled embeddings (n, D), with `predict` and `score`.
 
     Raises:
-        ValueError: if there is one class only, or the shapes do not fit.
+        ValueError: if there is one class only.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if embeddings.shape[1:] != test_embeddings.shape[1:]:
-        raise ValueError(f"embeddings of {embeddings.shape[1:]} and {test_embeddings.shape[1:]} numbers.")
     if len(labels.unique()) < 2:
         raise ValueError("a linear probe needs examples of two classes or more.")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    probe.fit(embeddings.numpy(), labels.numpy())
-    return float(probe.score(test_embeddings.numpy(), test_labels.numpy()))
+    return probe.fit(embeddings.numpy(), labels.numpy())
+
+
+def linear_probe(
+    embeddings: torch.Tensor, labels: torch.Tensor, test_embeddings: torch.Tensor, test_labels: torch.Tensor
+) -> float:
+    """Accuracy of a linear probe fitted to (n, D) and (n,), on (m, D) and (m,).
+
+    Raises:
+        ValueError: if there is one class only, or the shapes do not fit.
+    """
+    if embeddings.shape[1:] != test_embeddings.shape[1:]:
+        raise ValueError(f"embeddings of {embeddings.shape[1:]} and {test_embeddings.shape[1:]} numbers.")
+    return float(fit_linear_probe(embeddings, labels).score(test_embeddings.numpy(), test_labels.numpy()))
 
 
 def _check_pairs(embeddings: torch.Tensor, references: torch.Tensor) -> None:
