@@ -40,7 +40,7 @@ EXTRAS = {
     "app": ["gradio>=6,<7"],
     "quality": ["ruff==0.17.6", "pre-commit>=4,<5"],
 }
-EXTRAS["test"] = ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "torchmetrics>=1.9,<1.10", *EXTRAS["training"]]
+EXTRAS["test"] = ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", *EXTRAS["training"], *EXTRAS["evaluation"]]
 EXTRAS["dev"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

@@ -29,6 +29,7 @@ LAYERS = {
     "objective": {"modalities"},
     "pipelines": {"modalities", "models", "schedulers", "configuration"},
     "training": {"process", "modalities", "schedulers", "models", "objective", "pipelines"},
+    "evaluation": {"training"},
 }
 
 

@@ -71,3 +71,12 @@ def test_bad_files_are_named_and_nothing_is_written(prepare, tmp_path, damage, m
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(prepare, output_dir, idx_dir, "--overwrite")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "idx"] and (output_dir / "precious").exists()
+
+
+def test_captions_say_tone_and_kind(prepare, tmp_path):
+    run(prepare, tmp_path / "data", IDX_DIR, "--captions")
+    rows = load_from_disk(str(tmp_path / "data"))["train"]
+    assert rows.column_names == ["image", "label", "mask", "caption"]
+    assert {row["caption"].split()[1] for row in rows} <= set(prepare.TONES)
+    assert all(row["caption"].endswith(prepare.CLASS_NAMES[row["label"]].lower()) for row in rows)
+    assert prepare.caption(prepare.np.zeros((28, 28)), 7) == "a dark sneaker"

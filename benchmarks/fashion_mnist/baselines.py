@@ -164,7 +164,7 @@ class Run:
 
     def train(self, data: dict[str, torch.Tensor]) -> None:
         args = self.args
-        batches = batch_indices(len(data["label"]), args.batch_size, args.seed)
+        batches = batch_indices(len(next(iter(data.values()))), args.batch_size, args.seed)
         for _ in range(self.step):
             next(batches)
         while self.step < args.steps:

@@ -3,20 +3,20 @@
     python examples/fashion_mnist/prepare.py --output_dir data/fashion_mnist
 
 reads `zalando-datasets/fashion_mnist` from the Hub; with `--idx_dir`, the four original idx files, offline. Images are
-padded from 28x28 to 32x32; the mask is the silhouette, pixel > 0.2 of the range.
+padded from 28x28 to 32x32; the mask is the silhouette, pixel > 0.2 of the range. `--captions` adds the column caption,
+such as "a dark sneaker".
 """
 
 import argparse
 import gzip
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+
+from mmdiff_pipelines.training.prepared import describe_splits, write_prepared
 
 
 CLASS_NAMES = [
@@ -34,6 +34,7 @@ CLASS_NAMES = [
 FEATURES = Features({"image": Image(), "label": ClassLabel(names=CLASS_NAMES), "mask": Image()})
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 THRESHOLD = 0.2
+TONES = {"dark": 0.4, "grey": 0.65, "light": 1.0}  # by the mean of the silhouette, up to these
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
@@ -72,32 +73,35 @@ def rows_from_hub(dataset_name: str, split: str) -> Iterator[tuple[np.ndarray, i
         yield np.asarray(row["image"]), row["label"]
 
 
+def caption(image: np.ndarray, label: int) -> str:
+    """What a photograph's caption could say: tone and kind."""
+    brightness = image[image > THRESHOLD * 255].mean() / 255 if image.max() > THRESHOLD * 255 else 0.0
+    tone = next(tone for tone, limit in TONES.items() if brightness <= limit)
+    return f"a {tone} {CLASS_NAMES[label].lower()}"
+
+
 def example(image: np.ndarray, label: int) -> dict:
-    """One row: the image padded to 32x32, its label, its silhouette as class indices 0 and 1."""
+    """One row: the image padded to 32x32, its label, its silhouette as class indices 0 and 1, and its caption."""
     image = np.pad(image, 2)
     mask = (image > THRESHOLD * 255).astype(np.uint8)
-    return {"image": PIL.Image.fromarray(image), "label": label, "mask": PIL.Image.fromarray(mask)}
+    return {
+        "image": PIL.Image.fromarray(image),
+        "label": label,
+        "mask": PIL.Image.fromarray(mask),
+        "caption": caption(image, label),
+    }
 
 
-def prepare(output_dir: Path, idx_dir: Path | None, dataset_name: str) -> DatasetDict:
-    """Write the folder at once: it is there whole, or not at all; an existing one goes only when the new one is there."""
+def prepare(output_dir: Path, idx_dir: Path | None, dataset_name: str, captions: bool = False) -> DatasetDict:
+    """Write the folder."""
+    features = Features({**FEATURES, "caption": Value("string")}) if captions else FEATURES
 
-    def rows(split: str) -> Iterator[dict]:
-        source = rows_from_idx(idx_dir, IDX_PREFIXES[split]) if idx_dir else rows_from_hub(dataset_name, split)
-        return (example(image, label) for image, label in source)
+    def split(name: str) -> Dataset:
+        source = rows_from_idx(idx_dir, IDX_PREFIXES[name]) if idx_dir else rows_from_hub(dataset_name, name)
+        rows = (example(image, label) for image, label in source)
+        return Dataset.from_list([{column: row[column] for column in features} for row in rows], features=features)
 
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    try:
-        splits = {split: Dataset.from_list(list(rows(split)), features=FEATURES) for split in IDX_PREFIXES}
-        dataset = DatasetDict(splits)
-        dataset.save_to_disk(temporary / "dataset")
-        if output_dir.exists():
-            os.replace(output_dir, temporary / "replaced")
-        os.replace(temporary / "dataset", output_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return dataset
+    return write_prepared(output_dir, lambda: {name: split(name) for name in IDX_PREFIXES})
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -105,6 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="the folder to write; must not exist")
     parser.add_argument("--idx_dir", type=Path, help="a folder with the four idx files, gzipped or not; no network")
     parser.add_argument("--dataset_name", default="zalando-datasets/fashion_mnist", help="the dataset on the Hub")
+    parser.add_argument("--captions", action="store_true", help="add the column caption")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     args = parser.parse_args(argv)
     if args.output_dir.exists() and not args.overwrite:
@@ -116,8 +121,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    dataset = prepare(args.output_dir, args.idx_dir, args.dataset_name)
-    print(f"{args.output_dir}: " + ", ".join(f"{len(rows)} {split}" for split, rows in dataset.items()))
+    dataset = prepare(args.output_dir, args.idx_dir, args.dataset_name, args.captions)
+    print(describe_splits(args.output_dir, dataset))
 
 
 if __name__ == "__main__":

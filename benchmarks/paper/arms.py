@@ -1,0 +1,186 @@
+"""The arms: joint models, trained by the launch lines of the examples, and the baselines that they are held against.
+
+All arms on one dataset have the same trunk, steps, batches, order of data, optimiser and averaging. The CIFAR-10 arms
+take 5,000 steps of batch 64, those on CamVid 3,500 of batch 32: about 20 minutes on one core that has bfloat16.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from baselines import LABEL_DROPOUT, NULL_CLASS, NUM_CLASSES, Classifier
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import nn
+
+from mmdiff_pipelines.evaluation import LearnedSimilarity
+from mmdiff_pipelines.modalities.masked_image import random_visibility
+
+from .data import IGNORED, NUM_SCENE_CLASSES, SIZES, Batch, augment_scenes, hole_channels, one_hot_channels, to_pixels
+
+
+TRUNK = {
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (16, 32, 64, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D",) * 4,
+    "up_block_types": ("UpBlock2D",) * 4,
+    "norm_num_groups": 8,
+    "attention_head_dim": 16,
+}
+SCENES = TRUNK | {"sample_size": SIZES["camvid"]}
+Loss = Callable[[nn.Module, Batch, torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A joint model; its launch line, with `--output_dir runs/<the arm's name>`, is in the README of an example."""
+
+    example: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model of one direction: how it is built, its loss, and how long it is trained."""
+
+    build: Callable[[], nn.Module]
+    loss: Loss
+    data: str = "cifar10"
+    steps: int = 5000
+    batch_size: int = 64
+
+
+def denoising_loss(
+    model: nn.Module,
+    images: torch.Tensor,
+    generator: torch.Generator,
+    condition: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    prediction_type: str = "epsilon",
+) -> torch.Tensor:
+    """DDPM's, with channels to condition on beside z_t, or class labels."""
+    noise = torch.randn(images.shape, generator=generator)
+    timesteps = torch.randint(0, 1000, (len(images),), generator=generator)
+    scheduler = DDPMScheduler()
+    noisy = scheduler.add_noise(images, noise, timesteps)
+    target = noise if prediction_type == "epsilon" else scheduler.get_velocity(images, noise, timesteps)
+    inputs = noisy if condition is None else torch.cat([noisy, condition], dim=1)
+    return F.mse_loss(model(inputs, timesteps, class_labels=labels).sample.float(), target)
+
+
+def ddpm_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    return denoising_loss(model, to_pixels(batch["image"]), generator)
+
+
+def class_conditional_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    dropped = torch.rand(len(batch["label"]), generator=generator) < LABEL_DROPOUT
+    labels = torch.where(dropped, NULL_CLASS, batch["label"])
+    return denoising_loss(model, to_pixels(batch["image"]), generator, labels=labels)
+
+
+def classifier_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    return F.cross_entropy(model(to_pixels(batch["image"])).float(), batch["label"])
+
+
+def draw_hole(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """What a masked image shows, as the joint model draws it in training: (B, C + 1, H, W)."""
+    return hole_channels(images, random_visibility(len(images), *images.shape[2:], generator=generator))
+
+
+def mask_conditioned_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    """Of v, so that one call at t = T gives an image too."""
+    images = to_pixels(batch["image"])
+    hole = draw_hole(images, generator)
+    return denoising_loss(model, images, generator, condition=hole, prediction_type="v_prediction")
+
+
+def reconstruct(model: nn.Module, hole: torch.Tensor) -> torch.Tensor:
+    """A masked image (B, C + 1, H, W) -> the whole one (B, C, H, W), by regression."""
+    return model(hole, 0).sample.float()
+
+
+def reconstruction_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    images = to_pixels(batch["image"])
+    return F.mse_loss(reconstruct(model, draw_hole(images, generator)), images)
+
+
+class PerceptualReconstructionLoss:
+    """L1 + LPIPS."""
+
+    def __init__(self, weights: Path | None):
+        self.weights, self.similarity = weights, None
+
+    def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        if self.similarity is None:
+            self.similarity = LearnedSimilarity(self.weights)
+        images = to_pixels(batch["image"])
+        output = reconstruct(model, draw_hole(images, generator))
+        return F.l1_loss(output, images) + self.similarity(output / 2 + 0.5, images / 2 + 0.5).mean()
+
+
+def segmenter_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    batch = augment_scenes(batch, generator)
+    logits = model(to_pixels(batch["image"]), 0).sample.float()
+    return F.cross_entropy(logits, batch["mask"], ignore_index=IGNORED)
+
+
+def mask_to_image_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    batch = augment_scenes(batch, generator)
+    return denoising_loss(model, to_pixels(batch["image"]), generator, condition=one_hot_channels(batch["mask"]))
+
+
+def concatenated_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    """One DDPM of RGB and one-hot classes together."""
+    batch = augment_scenes(batch, generator)
+    joint = torch.cat([to_pixels(batch["image"]), one_hot_channels(batch["mask"])], dim=1)
+    return denoising_loss(model, joint, generator)
+
+
+def scenes(loss: Loss, **trunk) -> Baseline:
+    return Baseline(lambda: UNet2DModel(**SCENES | trunk), loss, "camvid", steps=3500, batch_size=32)
+
+
+def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
+    """All arms by name.
+
+    Args:
+        lpips_weights: see [`LearnedSimilarity`]; one baseline is trained with it.
+    """
+    both = {"in_channels": 3 + NUM_SCENE_CLASSES}
+    return {
+        # 1. masked pretraining
+        "cifar10-masked": Joint("masked_pretraining", "cifar10"),
+        "reconstruction_mse": Baseline(lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), reconstruction_loss),
+        "reconstruction_lpips": Baseline(
+            lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), PerceptualReconstructionLoss(lpips_weights)
+        ),
+        "mask_conditioned": Baseline(lambda: UNet2DModel(**TRUNK | {"in_channels": 7}), mask_conditioned_loss),
+        "ddpm": Baseline(lambda: UNet2DModel(**TRUNK), ddpm_loss),
+        # 2. image and label
+        "cifar10-label": Joint("image_and_label", "cifar10"),
+        "class_conditional": Baseline(
+            lambda: UNet2DModel(**TRUNK, num_class_embeds=NUM_CLASSES + 1), class_conditional_loss
+        ),
+        "classifier": Baseline(lambda: Classifier(TRUNK), classifier_loss),
+        # 3. image and segmentation mask
+        "camvid-segmentation": Joint("image_and_segmentation", "camvid"),
+        "segmenter": scenes(segmenter_loss, out_channels=NUM_SCENE_CLASSES),
+        "segmenter_judge": scenes(segmenter_loss, out_channels=NUM_SCENE_CLASSES, block_out_channels=(32, 64, 96, 96)),
+        "mask_to_image": scenes(mask_to_image_loss, **both),
+        "concatenated": scenes(concatenated_loss, **both, out_channels=3 + NUM_SCENE_CLASSES),
+        # 4. image and representation
+        "cifar10-embedding": Joint("image_and_representation", "cifar10"),
+        "fashion-mnist-caption": Joint("image_and_representation", "fashion_mnist"),
+    }
+
+
+TASKS = {
+    "masked": ["cifar10-masked", "reconstruction_mse", "reconstruction_lpips", "mask_conditioned", "ddpm"],
+    "label": ["cifar10-label", "ddpm", "class_conditional", "classifier"],
+    "segmentation": ["segmenter_judge", "camvid-segmentation", "segmenter", "mask_to_image", "concatenated"],
+    "representation": ["cifar10-embedding", "ddpm", "fashion-mnist-caption"],
+}

@@ -1,0 +1,137 @@
+"""Task 1, masked pretraining: how well hidden parts of held-out images are filled in, and how well images are made.
+
+Two protocols: "raw", what the network puts out, as the paper has it, and "pasted", the known pixels put back.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mmdiff_pipelines import MultimodalMultitaskPipeline
+from mmdiff_pipelines.evaluation import LearnedSimilarity, frechet_distance, peak_signal_to_noise
+from mmdiff_pipelines.modalities.masked_image import random_visibility
+
+from .data import hole_channels, to_pixels
+from .sampling import (
+    check_size,
+    conditioned,
+    plain,
+    repaint,
+    sample_ddpm,
+    sample_pipeline,
+    single_call,
+    single_joint_call,
+    to_unit,
+)
+from .scores import Judge, Rows
+
+
+LEVELS = (0.10, 0.25, 0.50, 0.75)
+HELD_OUT = 500
+Reconstruct = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Reconstructions:
+    """Scores of reconstructions of the first held-out images, by any method."""
+
+    def __init__(self, judge: Judge, similarity: LearnedSimilarity):
+        self.judge, self.similarity = judge, similarity
+        self.pixels = to_pixels(judge.test["image"][: min(HELD_OUT, judge.num_samples)])
+        self.images = self.pixels / 2 + 0.5
+
+    def visibility(self, level: float) -> torch.Tensor:
+        """(n, 1, 32, 32), a share of `level` hidden; the same for all methods."""
+        generator = torch.Generator().manual_seed(round(100 * level))
+        return random_visibility(len(self.pixels), *self.pixels.shape[2:], level, level, generator=generator)
+
+    def score(self, images: torch.Tensor) -> dict[str, float]:
+        with torch.no_grad():
+            lpips = self.similarity(images, self.images).mean().item()
+        real = self.judge.real_features("held-out", self.images)
+        return {
+            "lpips": lpips,
+            "psnr": peak_signal_to_noise(images, self.images),
+            "fd": frechet_distance(self.judge.features(images), real),
+        }
+
+    def add(self, rows: Rows, method: str, reconstruct: Reconstruct, raw: bool = True) -> None:
+        """Rows of one method at all levels.
+
+        Args:
+            reconstruct: (images (n, C, H, W) in [-1, 1], visibility) -> the same, whole.
+            raw: else it keeps the known pixels itself.
+        """
+        for level in LEVELS:
+            name, output = f"{method}, {level:.0%} hidden", []
+
+            def images(pasted: bool, level: float = level, output: list = output) -> torch.Tensor:
+                visible = self.visibility(level)
+                output or output.append(reconstruct(self.pixels, visible))  # once for both protocols
+                return to_unit(torch.where(visible > 0, self.pixels, output[0]) if pasted else output[0])
+
+            if raw:
+                rows.add(f"{name}, raw", lambda images=images: self.score(images(False)))
+            rows.add(f"{name}, pasted", lambda images=images: self.score(images(True)))
+
+
+def score_joint(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, held_out: Reconstructions) -> None:
+    check_size(pipeline, judge.images)
+    hole = pipeline.unet.modality_modules["hole"]
+
+    def inputs(pixels: torch.Tensor, visibility: torch.Tensor) -> torch.Tensor:
+        return torch.cat([pixels * visibility, visibility], dim=1)
+
+    def fill_in(pixels: torch.Tensor, visibility: torch.Tensor, imposed: bool) -> torch.Tensor:
+        hole.constrains_anchor = imposed
+        known = {"hole": inputs(pixels, visibility)}
+        return sample_pipeline(pipeline, len(pixels), known, num_inference_steps=judge.num_steps)["image"] * 2 - 1
+
+    held_out.add(rows, "one call", lambda p, v: single_joint_call(pipeline, inputs(p, v)))
+    held_out.add(rows, f"{judge.num_steps} steps", lambda p, v: fill_in(p, v, imposed=False))
+    held_out.add(rows, f"{judge.num_steps} steps, imposed", lambda p, v: fill_in(p, v, imposed=True), raw=False)
+    rows.add("generation", lambda: generation(pipeline, judge))
+
+
+def generation(pipeline: MultimodalMultitaskPipeline, judge: Judge) -> dict[str, float]:
+    """Images with nothing given."""
+    samples = sample_pipeline(pipeline, judge.num_samples, outputs=[], num_inference_steps=judge.num_steps)
+    return judge.quality(judge.features(samples["image"]))
+
+
+@torch.no_grad()
+def score_regression(model: nn.Module, rows: Rows, held_out: Reconstructions) -> None:
+    held_out.add(rows, "one call", lambda p, v: model(hole_channels(p, v), 0).sample)
+
+
+def score_mask_conditioned(model: nn.Module, rows: Rows, judge: Judge, held_out: Reconstructions) -> None:
+    def fill_in(pixels: torch.Tensor, visibility: torch.Tensor) -> torch.Tensor:
+        denoise = conditioned(model, hole_channels(pixels, visibility))
+        return sample_ddpm(denoise, pixels.shape[1:], len(pixels), judge.num_steps, "v_prediction")
+
+    held_out.add(rows, "one call", lambda p, v: single_call(model, hole_channels(p, v)))
+    held_out.add(rows, f"{judge.num_steps} steps", fill_in)
+
+
+def score_ddpm(model: nn.Module, rows: Rows, judge: Judge, held_out: Reconstructions) -> None:
+    held_out.add(rows, "RePaint", lambda p, v: repaint(model, p, v, judge.num_steps), raw=False)
+    rows.add("generation", lambda: ddpm_quality(model, judge))
+
+
+def ddpm_quality(model: nn.Module, judge: Judge) -> dict[str, float]:
+    """Images of the plain DDPM."""
+    images = to_unit(sample_ddpm(plain(model), judge.images.shape[1:], judge.num_samples, judge.num_steps))
+    return judge.quality(judge.features(images))
+
+
+def score(name: str, model, rows: Rows, judge: Judge, similarity: LearnedSimilarity) -> None:
+    """All rows of an arm of this task."""
+    held_out = Reconstructions(judge, similarity)
+    if name == "cifar10-masked":
+        score_joint(model, rows, judge, held_out)
+    elif name == "mask_conditioned":
+        score_mask_conditioned(model, rows, judge, held_out)
+    elif name == "ddpm":
+        score_ddpm(model, rows, judge, held_out)
+    else:
+        score_regression(model, rows, held_out)

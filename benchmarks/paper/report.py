@@ -1,0 +1,82 @@
+"""Tables of all scores: the mean over seeds, and the standard deviation behind it where there are several."""
+
+import json
+import statistics
+from pathlib import Path
+
+
+TITLES = {
+    "masked": "1. Masked pretraining, CIFAR-10",
+    "label": "2. Image and label, CIFAR-10",
+    "segmentation": "3. Image and segmentation mask, CamVid",
+    "representation": "4. Image and representation, CIFAR-10 and Fashion-MNIST",
+}
+COLUMNS = {
+    "lpips": ("LPIPS ↓", 4),
+    "psnr": ("PSNR ↑", 2),
+    "fd": ("Fréchet distance ↓", 2),
+    "precision": ("precision ↑", 3),
+    "recall": ("recall ↑", 3),
+    "label_agreement": ("label agreement ↑", 3),
+    "label_accuracy": ("label accuracy ↑", 3),
+    "calibration_error": ("calibration error ↓", 3),
+    "miou": ("mIoU ↑", 3),
+    "mask_agreement": ("mIoU of mask and reading ↑", 3),
+    "memorisation": ("distance to training scenes", 3),
+    "cosine": ("cosine ↑", 3),
+    "cosine_shuffled": ("cosine, shuffled", 3),
+    "retrieval": ("retrieval@1 ↑", 3),
+    "probe_accuracy": ("probe accuracy ↑", 3),
+}
+Runs = dict[str, list[dict]]
+
+
+def read_runs(folder: Path) -> Runs:
+    """Arm -> its records, one a seed."""
+    runs: Runs = {}
+    for path in sorted(folder.glob("*.json")):
+        runs.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
+    return runs
+
+
+def cell(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):,.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ±{statistics.stdev(values):,.{digits}f}"
+
+
+def lines_of_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def score_table(runs: Runs) -> str:
+    """A line for each way of using each arm; the columns that it has."""
+    rows = [(arm, how) for arm, records in runs.items() for how in records[0]["scores"]]
+    found = {name for records in runs.values() for r in records for row in r["scores"].values() for name in row}
+    columns = {name: COLUMNS[name] for name in COLUMNS if name in found}
+    table = []
+    for arm, how in rows:
+        scores = [record["scores"][how] for record in runs[arm] if how in record["scores"]]
+        values = [cell([s[name] for s in scores if name in s], digits) for name, (_, digits) in columns.items()]
+        table.append([arm, how, str(len(scores)), *values])
+    return lines_of_table(["arm", "how", "seeds", *(title for title, _ in columns.values())], table)
+
+
+def cost_table(runs: Runs) -> str:
+    names = {"images seen": "images_seen", "minutes": "minutes", "parameters": "parameters"}
+    rows = [
+        [arm, *(cell([record["training"][key] for record in records], 0) for key in names.values())]
+        for arm, records in runs.items()
+    ]
+    return lines_of_table(["arm", *names], rows)
+
+
+def report(results: Path) -> str:
+    """Everything that has been scored, as Markdown."""
+    parts = ["# The paper's four tasks"]
+    for task, title in TITLES.items():
+        if runs := read_runs(results / task):
+            parts += [f"## {title}", score_table(runs), cost_table(runs)]
+    return "\n\n".join(parts) + "\n"

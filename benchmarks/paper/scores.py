@@ -1,0 +1,86 @@
+"""Rows of scores that are kept, and what judges images."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mmdiff_pipelines.evaluation import as_rgb, extract_features, frechet_distance, precision_recall
+
+from .data import SIZES, Batch, load_arrays
+
+
+Compute = Callable[[], dict[str, float]]
+TEST_SPLITS = {"cifar10": "test", "fashion_mnist": "test", "camvid": "val"}
+
+
+class Rows:
+    """The scores of one arm and seed, in one JSON; a row that is there is not computed anew.
+
+    Args:
+        path: of the file.
+        training: what its training took.
+    """
+
+    def __init__(self, path: Path, training: dict[str, float]):
+        self.path = path
+        record = json.loads(path.read_text()) if path.exists() else {}
+        self.record = {"training": training, "scores": record.get("scores", {})}
+
+    def add(self, row: str, compute: Compute) -> None:
+        if row in self.record["scores"]:
+            return
+        self.record["scores"][row] = {name: round(value, 5) for name, value in compute().items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.record, indent=2) + "\n")
+        print(self.path.stem, row, self.record["scores"][row], flush=True)
+
+
+@dataclass
+class Judge:
+    """Held-out data, and a frozen network that looks at real and generated images.
+
+    Args:
+        network: gives the features of the Frechet distance.
+        test: the held-out split.
+        num_samples: images to generate for a row.
+        num_steps: denoising steps.
+        cache: folder for the features of real images, which are computed once.
+    """
+
+    network: nn.Module
+    data_dir: Path
+    data: str
+    num_samples: int
+    num_steps: int
+    cache: Path
+
+    def __post_init__(self):
+        self.test: Batch = load_arrays(self.data_dir / self.data, TEST_SPLITS[self.data], SIZES[self.data])
+        self.images = self.test["image"].float() / 255
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, D) of images (n, C, H, W) in [0, 1]."""
+        return extract_features(self.network, as_rgb(images))
+
+    def real_features(self, split: str, images: torch.Tensor) -> torch.Tensor:
+        """Those of a whole split; read from the cache where it has as many."""
+        path = self.cache / f"features-{self.data}-{split}-{len(images)}.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.features(images), path)
+        return torch.load(path, weights_only=True)
+
+    def quality(self, features: torch.Tensor) -> dict[str, float]:
+        """Of generated images, on their own, against all held-out ones."""
+        real = self.real_features("test", self.images)
+        precision, recall = precision_recall(features, real)
+        return {"fd": frechet_distance(features, real), "precision": precision, "recall": recall}
+
+
+def rows_of(task: str, name: str, seed: int, training: dict[str, float], args: argparse.Namespace) -> Rows:
+    return Rows(args.results / task / f"{name}-{seed}.json", training)

@@ -1,0 +1,184 @@
+"""Train and score the paper's four tasks, and print every table.
+
+    python benchmarks/paper_tasks.py --data_dir data --runs runs/paper --train --seeds 0 1 2   # what is missing, then scores
+    python benchmarks/paper_tasks.py --data_dir data --runs runs/paper --cards                 # from the checkpoints
+
+What is done already is kept: trainings go on where they stopped, and a row of `results/` is not computed anew. `--tasks`
+and `--arms` take a part, so that two processes can share the work. `--quick` takes two steps of everything, for a test.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+
+sys.path.append(str(Path(__file__).parent / "fashion_mnist"))
+
+from baselines import load_baseline  # noqa: E402
+from datasets import load_from_disk  # noqa: E402
+from evaluate import CLASSIFIER  # noqa: E402
+from paper import labels, masked, representation, segmentation, training  # noqa: E402
+from paper.arms import TASKS, Joint, make_arms  # noqa: E402
+from paper.data import SIZES, load_arrays  # noqa: E402
+from paper.report import report  # noqa: E402
+from paper.scores import Judge, rows_of  # noqa: E402
+from paper.training import TEXT_ENCODER, folder_of, is_trained, load_arm, train_arm, training_record  # noqa: E402
+
+from mmdiff_pipelines.evaluation import (  # noqa: E402
+    ClassifierFeatures,
+    LearnedSimilarity,
+    Projection,
+    feature_network,
+)
+from mmdiff_pipelines.training.embeddings import FrozenEncoder  # noqa: E402
+
+
+NUM_SCENES = 404  # four for each held-out mask
+QUICK_SAMPLES, QUICK_STEPS = 8, 2
+
+
+class Benchmark:
+    """What the arms of a run share, made when it is first needed."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.arms = args, make_arms(args.lpips_weights)
+        self.shared: dict[str, object] = {}
+
+    def once(self, name: str, make):
+        if name not in self.shared:
+            self.shared[name] = make()
+        return self.shared[name]
+
+    def judge(self, data: str) -> Judge:
+        """Of CIFAR-10 and CamVid by the feature network, of Fashion-MNIST by the independent classifier."""
+
+        def make() -> Judge:
+            if data == "fashion_mnist":
+                network, name = ClassifierFeatures(self.classifier()), "classifier"
+            else:
+                name = self.args.features
+                network = self.once(name, lambda: feature_network(name, self.args.feature_weights))
+            num_samples = NUM_SCENES if data == "camvid" else self.args.num_samples
+            num_samples = QUICK_SAMPLES if self.args.quick else num_samples
+            steps = QUICK_STEPS if self.args.quick else 50
+            cache = self.args.runs / "features" / Path(name).name
+            return Judge(network, self.args.data_dir, data, num_samples, steps, cache)
+
+        return self.once(f"judge of {data}", make)
+
+    def classifier(self):
+        return self.once("classifier", lambda: load_baseline("classifier", CLASSIFIER))
+
+    def train_arrays(self, data: str):
+        return self.once(f"{data}, train", lambda: load_arrays(self.args.data_dir / data, "train", SIZES[data]))
+
+    def projection(self) -> Projection:
+        """Of the embeddings of CIFAR-10.
+
+        Raises:
+            ValueError: if they are of another encoder than the features.
+        """
+        folder = self.args.data_dir / "cifar10"
+        projection = Projection.load(folder / "projection.safetensors")
+        encoder = json.loads((folder / "encoder.json").read_text())["encoder"]
+        if encoder != self.args.features:
+            raise ValueError(f"{folder} has embeddings of {encoder!r}; give --features {encoder}.")
+        return projection
+
+    def captions(self) -> representation.Captions:
+        def make() -> representation.Captions:
+            rows = load_from_disk(str(self.args.data_dir / "fashion_mnist"))["train"]
+            classes = dict(zip(rows["caption"], rows["label"], strict=True))
+            texts = sorted(classes)
+            embeddings = torch.from_numpy(FrozenEncoder(self.args.text_encoder, images=False)(texts))
+            return representation.Captions(embeddings, torch.tensor([classes[text] for text in texts]))
+
+        return self.once("captions", make)
+
+    def scene_judge(self) -> segmentation.SceneJudge:
+        def make() -> segmentation.SceneJudge:
+            folder = folder_of("segmenter_judge", 0, self.args)
+            if not is_trained(self.arms["segmenter_judge"], folder):
+                raise FileNotFoundError(
+                    f"the judge of masks is not there, in {folder}; train segmenter_judge, seed 0."
+                )
+            segmenter = load_arm(self.arms["segmenter_judge"], folder)
+            images = self.train_arrays("camvid")["image"].float() / 255
+            return segmentation.SceneJudge(self.judge("camvid"), segmenter, images, self.args.results / "pictures")
+
+        return self.once("judge of scenes", make)
+
+    def score(self, task: str, name: str, seed: int) -> None:
+        """All rows of an arm in a task, unless it has not been trained."""
+        arm, folder = self.arms[name], folder_of(name, seed, self.args)
+        if not is_trained(arm, folder):
+            print(f"{name}, seed {seed}: not trained, nothing in {folder}", flush=True)
+            return
+        model, rows = load_arm(arm, folder), rows_of(task, name, seed, training_record(folder), self.args)
+        if task == "masked":
+            similarity = self.once("LPIPS", lambda: LearnedSimilarity(self.args.lpips_weights))
+            masked.score(name, model, rows, self.judge("cifar10"), similarity)
+        elif task == "label":
+            read = self.once("reader", lambda: labels.LabelReader(self.train_arrays("cifar10"), self.projection()))
+            labels.score(name, model, rows, self.judge("cifar10"), read)
+        elif task == "segmentation":
+            segmentation.score(name, model, rows, self.scene_judge())
+        elif name == "cifar10-embedding":
+            train = self.train_arrays("cifar10")
+            representation.score_embedding(model, rows, self.judge("cifar10"), train, self.projection())
+        elif name == "fashion-mnist-caption":
+            judge = self.judge("fashion_mnist")
+            representation.score_caption(model, rows, judge, self.captions(), self.classifier())
+        else:
+            representation.score_ddpm(model, rows, self.judge("cifar10"))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    names = list(make_arms())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="the folder of the prepared data")
+    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="weights and checkpoints")
+    parser.add_argument("--results", type=Path, help="the rows (default: benchmarks/paper/results; quick: in --runs)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=", ".join(names))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--train", action="store_true", help="train what is missing first")
+    parser.add_argument("--train_only", action="store_true", help="train what is missing, and score nothing")
+    parser.add_argument("--cards", action="store_true", help="take the joint models from model_cards/, where they are")
+    parser.add_argument("--features", default="efficientnet_lite0", help="or inception, or a repo of transformers")
+    parser.add_argument("--feature_weights", type=Path, help="a file of weights of --features")
+    parser.add_argument("--lpips_weights", type=Path, help="AlexNet's, as safetensors; downloaded by default")
+    parser.add_argument("--text_encoder", default=TEXT_ENCODER, help="of captions; a repo or a folder")
+    parser.add_argument("--num_samples", type=int, default=1000, help="images a row")
+    parser.add_argument("--quick", action="store_true", help="two steps of everything")
+    args = parser.parse_args(argv)
+    if args.results is None:
+        args.results = args.runs / "results" if args.quick else Path(__file__).parent / "paper/results"
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    benchmark = Benchmark(args)
+    chosen = [(task, name) for task in args.tasks for name in TASKS[task] if name in args.arms]
+    for seed in args.seeds:
+        for name in dict.fromkeys(name for _, name in chosen):
+            if args.train or args.train_only:
+                train_arm(benchmark.arms[name], name, seed, args)
+    if args.train_only:
+        return
+    for seed in args.seeds:
+        for task, name in chosen:
+            if seed == 0 or not (args.cards and isinstance(benchmark.arms[name], Joint)):
+                benchmark.score(task, name, seed)
+    text = report(args.results)
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results.parent / "RESULTS.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The benchmark of the paper's four tasks, two steps of everything, on a few made pictures."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmdiff_pipelines.evaluation import EfficientNetLite0
+
+from .test_evaluation import alexnet
+from .test_prepare_tasks import camvid_arrays, cifar10_arrays, load_script
+
+
+ROOT = Path(__file__).parent.parent
+BASELINES = [
+    "ddpm",
+    "mask_conditioned",
+    "reconstruction_mse",
+    "reconstruction_lpips",
+    "class_conditional",
+    "classifier",
+]
+SCENES = ["segmenter_judge", "segmenter", "mask_to_image", "concatenated"]
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import paper_tasks
+
+        return paper_tasks
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """Tiny data and random weights of the networks that judge, as command-line options."""
+    folder = tmp_path_factory.mktemp("paper")
+    torch.manual_seed(0)
+    torch.save(EfficientNetLite0().state_dict(), folder / "features.pth")
+    save_file(alexnet(), folder / "lpips.safetensors")
+    np.savez(folder / "cifar10.npz", **cifar10_arrays())
+    np.savez(folder / "camvid.npz", **camvid_arrays(train=10))
+    paths = {
+        name: ["--npz", f"{folder}/{name}.npz", "--output_dir", f"{folder}/data/{name}"]
+        for name in ("cifar10", "camvid")
+    }
+    encoder = [
+        "--encoder",
+        "efficientnet_lite0",
+        "--encoder_weights",
+        f"{folder}/features.pth",
+        "--embedding_dim",
+        "4",
+    ]
+    load_script("examples/cifar10/prepare.py").main([*paths["cifar10"], *encoder])
+    load_script("examples/camvid/prepare.py").main(paths["camvid"])
+    return [
+        "--data_dir", f"{folder}/data", "--runs", f"{folder}/runs", "--feature_weights", f"{folder}/features.pth",
+        "--lpips_weights", f"{folder}/lpips.safetensors", "--quick",
+    ]  # fmt: skip
+
+
+def runs_of(options):
+    return Path(options[options.index("--runs") + 1])
+
+
+def read_scores(folder):
+    return {path.stem: json.loads(path.read_text())["scores"] for path in sorted(folder.rglob("*.json"))}
+
+
+def train_joint(benchmark, options, name):
+    """The README's line, in a process of its own that spares the launcher."""
+    args = benchmark.parse_args(options)
+    command = benchmark.training.joint_command(benchmark.make_arms()[name], name, 0, args)
+    script = next(i for i, word in enumerate(command) if word.endswith("train_multimodal.py"))
+    trunk = ["--report_to", "none", "--block_out_channels", "8", "8", "8", "8"]
+    if not (args.runs / f"{name}-0" / "model_index.json").exists():
+        subprocess.run([sys.executable, *command[script:], *trunk], check=True, cwd=ROOT)
+
+
+def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benchmark, options, tmp_path):
+    arguments = [*options, "--arms", *BASELINES, *SCENES]
+    benchmark.main([*arguments, "--train", "--results", str(tmp_path / "one" / "results")])
+    first = read_scores(tmp_path / "one")
+    benchmark.main([*arguments, "--results", str(tmp_path / "two" / "results")])
+    assert first and read_scores(tmp_path / "two") == first
+    assert set(first["mask_conditioned-0"]) == {
+        f"{how}, {level} hidden, {protocol}"
+        for how in ("one call", "2 steps")
+        for level in ("10%", "25%", "50%", "75%")
+        for protocol in ("raw", "pasted")
+    }
+    assert set(first["concatenated-0"]["joint"]) >= {"fd", "mask_agreement", "memorisation"}
+    assert (tmp_path / "one/results/pictures/concatenated-0.png").exists()
+    text = (tmp_path / "one" / "RESULTS.md").read_text()
+    assert "| ddpm | RePaint, 75% hidden, pasted | 1 |" in text and "parameters" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("cifar10-masked", "masked"),
+        ("cifar10-label", "label"),
+        ("camvid-segmentation", "segmentation"),
+        ("cifar10-embedding", "representation"),
+    ],
+)
+def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options, name, task):
+    if task == "segmentation":
+        benchmark.main([*options, "--arms", "segmenter_judge", "--train_only"])
+    train_joint(benchmark, options, name)
+    benchmark.main([*options, "--tasks", task, "--arms", name])
+    scores = read_scores(runs_of(options) / "results" / task)[f"{name}-0"]
+    assert len(scores) >= 4 and all(np.isfinite(value) for row in scores.values() for value in row.values())
+
+
+def test_what_is_not_there_is_said(benchmark, options, tmp_path, capsys):
+    elsewhere = [*options, "--runs", str(tmp_path / "runs")]
+    benchmark.main([*elsewhere, "--arms", "classifier"])
+    assert "classifier, seed 0: not trained" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="no prepared data in .*nothing.*prepare.py"):
+        benchmark.main([*elsewhere, "--data_dir", str(tmp_path / "nothing"), "--arms", "ddpm", "--train"])
+
+
+def test_sizes_that_do_not_fit_are_said(benchmark):
+    unet = argparse.Namespace(config=argparse.Namespace(sample_size=[48, 64], in_channels=3))
+    with pytest.raises(ValueError, match=r"\(3, 32, 32\).*checkpoint makes \(3, 48, 64\)"):
+        benchmark.masked.check_size(argparse.Namespace(unet=unet), torch.zeros(1, 3, 32, 32))
+
+
+def test_every_joint_arm_has_its_line(benchmark):
+    for name, arm in benchmark.make_arms().items():
+        if isinstance(arm, benchmark.Joint):
+            assert "--resume_from_checkpoint" in benchmark.training.launch_line(arm, name)
