@@ -149,6 +149,21 @@ def test_checkpoints_of_two_runs_are_not_mixed(tmp_path, data):
         run(*arguments, "--resume_from_checkpoint", "checkpoint-7")
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_checkpoint_is_named(tmp_path, data, file, damage):
+    arguments = ["--train_data_dir", data, "--max_train_steps", 1, "--checkpointing_steps", 1]
+    arguments += ["--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest"]
+    run(*arguments)
+    path = tmp_path / "run" / "checkpoint-1" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="(?s)--resume_from_checkpoint: .*checkpoint-1 is damaged.*an earlier"):
+        run(*arguments)
+
+
 def test_latest_of_nothing_starts_a_run(tmp_path, data, capsys):
     run(
         "--train_data_dir", data, "--max_train_steps", 1, "--output_dir", tmp_path / "run",

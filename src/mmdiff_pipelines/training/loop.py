@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..models import MultimodalUNet2DModel
 from ..pipelines import MultimodalMultitaskPipeline
 from .arguments import recordable
-from .checkpoints import Progress, find_checkpoint, save_checkpoint
+from .checkpoints import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from .components import Components, build_components, task_weights
 from .data import MemoryDataset, build_dataloader, example_rows
 from .dry_run import describe
@@ -184,7 +184,7 @@ class Trainer:
         """Load the checkpoint that --resume_from_checkpoint means, if any."""
         path = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
         if path is not None:
-            self.accelerator.load_state(str(path))
+            load_checkpoint(self.accelerator, path)
             if self.ema is not None:
                 self.ema.to(self.accelerator.device)
             self.accelerator.print(f"Resumed from {path}, after step {self.progress.step}.")
