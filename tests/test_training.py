@@ -145,6 +145,8 @@ def test_checkpoints_of_two_runs_are_not_mixed(tmp_path, data):
         run(*arguments)
     with pytest.raises(ValueError, match="seed = 0, this run has 1"):
         run(*arguments, "--seed", 1, "--resume_from_checkpoint", "latest")
+    with pytest.raises(ValueError, match="scheduler = .*total_noise.*this run has .*v_prediction"):
+        run(*arguments, "--prediction_type", "v_prediction", "--resume_from_checkpoint", "latest")
     with pytest.raises(ValueError, match="checkpoint-7 is not there.*checkpoint-1, checkpoint-2"):
         run(*arguments, "--resume_from_checkpoint", "checkpoint-7")
 

@@ -50,7 +50,7 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the checkpoint is of another run."""
         for name, value in self.run.items():
-            saved = state["run"].get(name)
+            saved = state["run"].get(name, value)  # checkpoints of before a name was added lack it
             if saved != value:
                 raise ValueError(
                     f"--resume_from_checkpoint: the checkpoint was made with {name} = {saved}, this run has {value}; it "

@@ -151,6 +151,7 @@ class Trainer:
             "max_train_steps": args.max_train_steps,
             "rows": len(dataset) if hasattr(dataset, "__len__") else "stream",
             "LoRA": describe_lora(args),
+            "scheduler": str({k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}),
             "modalities": str({option.name: option.spec for option in self.options}),
         }
 
