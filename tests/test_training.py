@@ -341,6 +341,14 @@ def test_a_bad_row_names_the_step(tmp_path):
         run("--train_data_dir", tmp_path / "data", *MODALITIES, "--max_train_steps", 4, "--output_dir", tmp_path / "r")
 
 
+def test_a_run_of_no_step_is_refused(tmp_path, data):
+    with pytest.raises(ValueError, match="--num_train_epochs 1 has 4 batches.*--gradient_accumulation_steps 5"):
+        run(
+            "--train_data_dir", data, "--num_train_epochs", 1, "--gradient_accumulation_steps", 5,
+            "--output_dir", tmp_path / "run",
+        )  # fmt: skip
+
+
 def test_flips_keep_image_and_mask_aligned_and_spare_forbidden_labels(tmp_path, monkeypatch):
     """An arrow that points left is never flipped where its label says so."""
     left = np.zeros((16, 16), np.uint8)

@@ -104,7 +104,13 @@ class Trainer:
             dataset = MemoryDataset(dataset, reader, args.dataloader_num_workers)
         dataloader = build_dataloader(dataset, reader, self.global_batch_size, args.dataloader_num_workers)
         if not isinstance(dataset, datasets.IterableDataset) and args.max_train_steps is None:
-            args.max_train_steps = len(dataloader) * args.num_train_epochs // args.gradient_accumulation_steps
+            batches = len(dataloader) * args.num_train_epochs
+            args.max_train_steps = batches // args.gradient_accumulation_steps
+            if args.max_train_steps == 0:
+                raise ValueError(
+                    f"--num_train_epochs {args.num_train_epochs} has {batches} batches, fewer than one step accumulates "
+                    f"(--gradient_accumulation_steps {args.gradient_accumulation_steps})."
+                )
         self.dataloader = self.accelerator.prepare(dataloader)
 
     def _build_optimizer(self) -> None:
