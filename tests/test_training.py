@@ -341,6 +341,15 @@ def test_a_bad_row_names_the_step(tmp_path):
         run("--train_data_dir", tmp_path / "data", *MODALITIES, "--max_train_steps", 4, "--output_dir", tmp_path / "r")
 
 
+def test_a_damaged_picture_names_the_step(tmp_path):
+    example(0)["image"].save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    rows = [f"{tmp_path}/{'bad' if i % 2 else 'good'}.png" for i in range(600)]  # of which the even ones are looked at
+    (tmp_path / "rows.csv").write_text("\n".join(["image", *rows]))
+    with pytest.raises(ValueError, match=r"at about step 1: .*bad\.png"):
+        run("--data_files", tmp_path / "rows.csv", "--cache_dir", tmp_path, "--output_dir", tmp_path / "run")
+
+
 def test_a_run_of_no_step_is_refused(tmp_path, data):
     with pytest.raises(ValueError, match="--num_train_epochs 1 has 4 batches.*--gradient_accumulation_steps 5"):
         run(

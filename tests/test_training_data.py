@@ -106,6 +106,19 @@ def test_a_column_of_numbers_is_no_map(tmp_path, modality):
         read("--train_data_dir", save_dataset(tmp_path), "--modality", f"depth:{modality}")
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut", "text"])
+def test_a_damaged_picture_is_named(tmp_path, damage):
+    example(0)["image"].save(tmp_path / "good.png")
+    if damage == "cut":
+        (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    if damage == "text":
+        (tmp_path / "bad.png").write_text("no picture")
+    rows = [f"{tmp_path}/{'bad' if i == 5 else 'good'}.png" for i in range(8)]
+    (tmp_path / "rows.csv").write_text("\n".join(["image", *rows]))
+    with pytest.raises(ValueError, match="row 5 of the dataset: "):
+        read("--data_files", tmp_path / "rows.csv", "--cache_dir", tmp_path / "cache")
+
+
 def test_nan_pixels_are_refused(tmp_path):
     images = np.zeros((8, 16, 16, 2), np.float32)
     images[5, 0, 0, 0] = np.nan

@@ -220,7 +220,7 @@ class Trainer:
                 for batch in dataloader:
                     progress.batch += 1
                     yield batch
-            except ValueError as error:
+            except (OSError, ValueError) as error:  # pictures that are missing or damaged, among others
                 raise ValueError(f"reading data at about step {progress.step + 1}: {error}") from error
             if progress.batch == 0:
                 raise ValueError(f"the data have fewer rows than one batch of {self.global_batch_size}.")
