@@ -145,8 +145,25 @@ def test_checkpoints_of_two_runs_are_not_mixed(tmp_path, data):
         run(*arguments)
     with pytest.raises(ValueError, match="seed = 0, this run has 1"):
         run(*arguments, "--seed", 1, "--resume_from_checkpoint", "latest")
+    with pytest.raises(ValueError, match="scheduler = .*total_noise.*this run has .*v_prediction"):
+        run(*arguments, "--prediction_type", "v_prediction", "--resume_from_checkpoint", "latest")
     with pytest.raises(ValueError, match="checkpoint-7 is not there.*checkpoint-1, checkpoint-2"):
         run(*arguments, "--resume_from_checkpoint", "checkpoint-7")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_checkpoint_is_named(tmp_path, data, file, damage):
+    arguments = ["--train_data_dir", data, "--max_train_steps", 1, "--checkpointing_steps", 1]
+    arguments += ["--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest"]
+    run(*arguments)
+    path = tmp_path / "run" / "checkpoint-1" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="(?s)--resume_from_checkpoint: .*checkpoint-1 is damaged.*an earlier"):
+        run(*arguments)
 
 
 def test_latest_of_nothing_starts_a_run(tmp_path, data, capsys):
@@ -322,6 +339,23 @@ def test_a_bad_row_names_the_step(tmp_path):
     datasets.Dataset.from_list(rows, features=build_dataset(1).features).save_to_disk(tmp_path / "data")
     with pytest.raises(ValueError, match=r"(?s)at about step \d: modality 'mask'.*class 3.*0 to 1"):
         run("--train_data_dir", tmp_path / "data", *MODALITIES, "--max_train_steps", 4, "--output_dir", tmp_path / "r")
+
+
+def test_a_damaged_picture_names_the_step(tmp_path):
+    example(0)["image"].save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    rows = [f"{tmp_path}/{'bad' if i % 2 else 'good'}.png" for i in range(600)]  # of which the even ones are looked at
+    (tmp_path / "rows.csv").write_text("\n".join(["image", *rows]))
+    with pytest.raises(ValueError, match=r"at about step 1: .*bad\.png"):
+        run("--data_files", tmp_path / "rows.csv", "--cache_dir", tmp_path, "--output_dir", tmp_path / "run")
+
+
+def test_a_run_of_no_step_is_refused(tmp_path, data):
+    with pytest.raises(ValueError, match="--num_train_epochs 1 has 4 batches.*--gradient_accumulation_steps 5"):
+        run(
+            "--train_data_dir", data, "--num_train_epochs", 1, "--gradient_accumulation_steps", 5,
+            "--output_dir", tmp_path / "run",
+        )  # fmt: skip
 
 
 def test_flips_keep_image_and_mask_aligned_and_spare_forbidden_labels(tmp_path, monkeypatch):

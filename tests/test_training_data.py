@@ -84,6 +84,41 @@ def test_an_integer_column_needs_num_classes(tmp_path):
         read("--train_data_dir", tmp_path / "data", "--modality", "label:categorical")
 
 
+VECTORS = {
+    "numbers": ([1.0] * 8, r"\[\(\)\]; accepted: vectors"),
+    "lengths": ([[1.0, 2.0]] * 7 + [[1.0]], r"\(1,\), \(2,\)"),
+    "texts": ([["a", "b"]] * 8, "encoder="),
+    "NaN": ([[1.0, 2.0]] * 7 + [[1.0, float("nan")]], "NaN"),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), VECTORS.values(), ids=VECTORS)
+def test_what_is_no_column_of_vectors_is_named(tmp_path, values, message):
+    dataset = datasets.Dataset.from_dict({"image": [example(0)["image"]] * 8, "v": values})
+    dataset.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match=f"--modality v: column 'v' has .*{message}"):
+        read("--train_data_dir", tmp_path / "data", "--modality", "v:vector")
+
+
+@pytest.mark.parametrize("modality", ["image:column=label", "segmentation:column=label,num_classes=3"])
+def test_a_column_of_numbers_is_no_map(tmp_path, modality):
+    with pytest.raises(ValueError, match=r"modality 'depth', column 'label': a value of shape \(\); accepted"):
+        read("--train_data_dir", save_dataset(tmp_path), "--modality", f"depth:{modality}")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "text"])
+def test_a_damaged_picture_is_named(tmp_path, damage):
+    example(0)["image"].save(tmp_path / "good.png")
+    if damage == "cut":
+        (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    if damage == "text":
+        (tmp_path / "bad.png").write_text("no picture")
+    rows = [f"{tmp_path}/{'bad' if i == 5 else 'good'}.png" for i in range(8)]
+    (tmp_path / "rows.csv").write_text("\n".join(["image", *rows]))
+    with pytest.raises(ValueError, match="row 5 of the dataset: "):
+        read("--data_files", tmp_path / "rows.csv", "--cache_dir", tmp_path / "cache")
+
+
 def test_nan_pixels_are_refused(tmp_path):
     images = np.zeros((8, 16, 16, 2), np.float32)
     images[5, 0, 0, 0] = np.nan

@@ -1,6 +1,7 @@
 """The command line of training: one for every task. Names are those of diffusers' own scripts where they have one."""
 
 import argparse
+import math
 import os
 from typing import Any
 
@@ -215,7 +216,13 @@ def parse_task_weights(text: str) -> dict[str, float] | str:
     if text == "uncertainty":
         return text
     pairs = [pair.partition("=") for pair in text.split(",")]
-    return {name: float(weight) for name, _, weight in pairs}
+    try:
+        weights = {name: float(weight) for name, _, weight in pairs}
+    except ValueError as error:
+        raise ValueError(f"{text!r}: accepted: NAME=0.1,NAME=1 or 'uncertainty'") from error
+    if not all(0 <= weight < math.inf for weight in weights.values()):
+        raise ValueError(f"{text!r}: weights must be finite and at least 0")
+    return weights
 
 
 def _argument(parse: Any) -> Any:
@@ -261,6 +268,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--resolution has {len(args.resolution)} numbers; accepted: one, or height and width")
     if args.streaming and args.dataloader_num_workers > 1:
         raise ValueError("--streaming takes at most one worker: more would change the order of the rows")
+    pretrained = args.pretrained_model_name_or_path
+    if args.validation_steps and not pretrained and args.num_inference_steps > args.num_train_timesteps:
+        raise ValueError(f"--num_inference_steps is {args.num_inference_steps}; accepted: up to --num_train_timesteps")
     names = [option.name for option in args.modalities]
     if len(set(names)) < len(names):
         raise ValueError(f"--modality: a name occurs twice in {names}")

@@ -1,15 +1,18 @@
 """Checkpoints that are whole or not there: written to a hidden folder, then renamed."""
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 
 PREFIX = "checkpoint-"
 UNFINISHED = ".unfinished-"
+SHOWN = 500  # characters of an error
 
 
 class Progress:
@@ -47,10 +50,11 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the checkpoint is of another run."""
         for name, value in self.run.items():
-            if state["run"].get(name) != value:
+            saved = state["run"].get(name, value)  # checkpoints of before a name was added lack it
+            if saved != value:
                 raise ValueError(
-                    f"--resume_from_checkpoint: the checkpoint was made with {name} = {state['run'].get(name)}, this "
-                    f"run has {value}; it could not go on exactly."
+                    f"--resume_from_checkpoint: the checkpoint was made with {name} = {saved}, this run has {value}; it "
+                    "could not go on exactly."
                 )
         vars(self).update(state)
 
@@ -96,6 +100,21 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
         _finish(unfinished, output_dir / f"{PREFIX}{step}")
         _prune(output_dir, step, total_limit)
     accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
+    """Load everything that accelerate holds.
+
+    Raises:
+        ValueError: for a checkpoint of another run, or one that is damaged or of another model.
+    """
+    try:
+        accelerator.load_state(str(path))
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f"--resume_from_checkpoint: {path} is damaged, or of a run with other options: {str(error)[:SHOWN]}\n"
+            "--resume_from_checkpoint takes an earlier checkpoint, too."
+        ) from error
 
 
 def _finish(unfinished: Path, finished: Path) -> None:

@@ -77,6 +77,9 @@ def fit_map(value: Any, feature: Any, size: tuple[int, int], discrete: bool, cha
 
     Returns:
         A PIL image or an array, of that size.
+
+    Raises:
+        ValueError: for what is no map.
     """
     if isinstance(value, PIL.Image.Image):
         if not discrete and is_deep(value):
@@ -84,7 +87,10 @@ def fit_map(value: Any, feature: Any, size: tuple[int, int], discrete: bool, cha
         if not discrete and channels in MODES_OF_CHANNELS:
             value = value.convert(MODES_OF_CHANNELS[channels])
         return value if value.size == size[::-1] else _fit_image(value, size, discrete)
-    return _fit_array(np.asarray(value, dtype=array_dtype(feature)), size, discrete)
+    array = np.asarray(value, dtype=array_dtype(feature))
+    if array.ndim not in (2, 3):
+        raise ValueError(f"a value of shape {array.shape}; accepted: a picture, or an array (H, W) or (H, W, C).")
+    return _fit_array(array, size, discrete)
 
 
 def _fit_image(image: PIL.Image.Image, size: tuple[int, int], discrete: bool) -> PIL.Image.Image:

@@ -103,7 +103,15 @@ def example_rows(dataset: HubDataset) -> list[dict[str, Any]]:
     """Some rows, spread over the dataset; of a stream, the first ones."""
     if isinstance(dataset, datasets.IterableDataset):
         return list(dataset.take(NUM_EXAMPLES))
-    return [dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // NUM_EXAMPLES))][:NUM_EXAMPLES]
+    indices = range(0, len(dataset), max(1, len(dataset) // NUM_EXAMPLES))
+    return [_row(dataset, i) for i in indices[:NUM_EXAMPLES]]
+
+
+def _row(dataset: datasets.Dataset, i: int) -> dict[str, Any]:
+    try:
+        return dataset[i]
+    except (OSError, ValueError) as error:  # a picture that is missing or damaged
+        raise ValueError(f"row {i} of the dataset: {error}") from error
 
 
 class RowReader:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..models import MultimodalUNet2DModel
 from ..pipelines import MultimodalMultitaskPipeline
 from .arguments import recordable
-from .checkpoints import Progress, find_checkpoint, save_checkpoint
+from .checkpoints import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from .components import Components, build_components, task_weights
 from .data import MemoryDataset, build_dataloader, example_rows
 from .dry_run import describe
@@ -104,7 +104,13 @@ class Trainer:
             dataset = MemoryDataset(dataset, reader, args.dataloader_num_workers)
         dataloader = build_dataloader(dataset, reader, self.global_batch_size, args.dataloader_num_workers)
         if not isinstance(dataset, datasets.IterableDataset) and args.max_train_steps is None:
-            args.max_train_steps = len(dataloader) * args.num_train_epochs // args.gradient_accumulation_steps
+            batches = len(dataloader) * args.num_train_epochs
+            args.max_train_steps = batches // args.gradient_accumulation_steps
+            if args.max_train_steps == 0:
+                raise ValueError(
+                    f"--num_train_epochs {args.num_train_epochs} has {batches} batches, fewer than one step accumulates "
+                    f"(--gradient_accumulation_steps {args.gradient_accumulation_steps})."
+                )
         self.dataloader = self.accelerator.prepare(dataloader)
 
     def _build_optimizer(self) -> None:
@@ -151,6 +157,7 @@ class Trainer:
             "max_train_steps": args.max_train_steps,
             "rows": len(dataset) if hasattr(dataset, "__len__") else "stream",
             "LoRA": describe_lora(args),
+            "scheduler": str({k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}),
             "modalities": str({option.name: option.spec for option in self.options}),
         }
 
@@ -184,7 +191,7 @@ class Trainer:
         """Load the checkpoint that --resume_from_checkpoint means, if any."""
         path = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
         if path is not None:
-            self.accelerator.load_state(str(path))
+            load_checkpoint(self.accelerator, path)
             if self.ema is not None:
                 self.ema.to(self.accelerator.device)
             self.accelerator.print(f"Resumed from {path}, after step {self.progress.step}.")
@@ -213,7 +220,7 @@ class Trainer:
                 for batch in dataloader:
                     progress.batch += 1
                     yield batch
-            except ValueError as error:
+            except (OSError, ValueError) as error:  # pictures that are missing or damaged, among others
                 raise ValueError(f"reading data at about step {progress.step + 1}: {error}") from error
             if progress.batch == 0:
                 raise ValueError(f"the data have fewer rows than one batch of {self.global_batch_size}.")

@@ -142,7 +142,15 @@ def _infer_pixels(option: ModalityOption, feature: Any, values: list, dataset: A
 
 def _infer_vector(option: ModalityOption, feature: Any, values: list, dataset: Any) -> dict[str, Any]:
     """Length, and the typical L2 norm."""
+    shapes = {np.shape(value) for value in values}
+    if len(shapes) > 1 or len(min(shapes)) != 1 or np.asarray(values[0]).dtype.kind not in "biuf":
+        raise ValueError(
+            f"--modality {option.name}: column {option.column!r} has values of shape {sorted(shapes)}; accepted: vectors "
+            "of numbers, equally long. Texts and pictures need encoder=..."
+        )
     arrays = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(arrays).all():
+        raise ValueError(f"--modality {option.name}: column {option.column!r} has NaN or infinite numbers.")
     return {"dim": arrays.shape[1], "norm": _round(math.sqrt(np.square(arrays).sum(1).mean()))}
 
 

@@ -32,7 +32,10 @@ def parse_shares(text: str) -> PresenceShares:
     pairs = [pair.partition("=") for pair in text.split(",")]
     if {name for name, _, _ in pairs} != set(PresenceShares._fields):
         raise ValueError(f"{text!r}: accepted: joint=...,given=...,absent=...")
-    shares = PresenceShares(**{name: float(value) for name, _, value in pairs})
+    try:
+        shares = PresenceShares(**{name: float(value) for name, _, value in pairs})
+    except ValueError as error:
+        raise ValueError(f"{text!r}: accepted: joint=...,given=...,absent=... with numbers") from error
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"{text!r}: shares must be at least 0 and sum to 1")
     return shares
