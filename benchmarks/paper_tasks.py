@@ -25,7 +25,6 @@ from paper.arms import TASKS, Joint, make_arms  # noqa: E402
 from paper.data import SIZES, load_arrays  # noqa: E402
 from paper.report import report  # noqa: E402
 from paper.scores import Judge, rows_of  # noqa: E402
-from paper.training import TEXT_ENCODER, folder_of, is_trained, load_arm, train_arm, training_record  # noqa: E402
 
 from mmdiff_pipelines.evaluation import (  # noqa: E402
     ClassifierFeatures,
@@ -100,12 +99,12 @@ class Benchmark:
 
     def scene_judge(self) -> segmentation.SceneJudge:
         def make() -> segmentation.SceneJudge:
-            folder = folder_of("segmenter_judge", 0, self.args)
-            if not is_trained(self.arms["segmenter_judge"], folder):
+            folder = training.folder_of("segmenter_judge", 0, self.args)
+            if not training.is_trained(self.arms["segmenter_judge"], folder):
                 raise FileNotFoundError(
                     f"the judge of masks is not there, in {folder}; train segmenter_judge, seed 0."
                 )
-            segmenter = load_arm(self.arms["segmenter_judge"], folder)
+            segmenter = training.load_arm(self.arms["segmenter_judge"], folder)
             images = self.train_arrays("camvid")["image"].float() / 255
             return segmentation.SceneJudge(self.judge("camvid"), segmenter, images, self.args.results / "pictures")
 
@@ -113,11 +112,14 @@ class Benchmark:
 
     def score(self, task: str, name: str, seed: int) -> None:
         """All rows of an arm in a task, unless it has not been trained."""
-        arm, folder = self.arms[name], folder_of(name, seed, self.args)
-        if not is_trained(arm, folder):
+        arm, folder = self.arms[name], training.folder_of(name, seed, self.args)
+        if not training.is_trained(arm, folder):
             print(f"{name}, seed {seed}: not trained, nothing in {folder}", flush=True)
             return
-        model, rows = load_arm(arm, folder), rows_of(task, name, seed, training_record(folder), self.args)
+        model, rows = (
+            training.load_arm(arm, folder),
+            rows_of(task, name, seed, training.training_record(folder), self.args),
+        )
         if task == "masked":
             similarity = self.once("LPIPS", lambda: LearnedSimilarity(self.args.lpips_weights))
             masked.score(name, model, rows, self.judge("cifar10"), similarity)
@@ -151,7 +153,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--features", default="efficientnet_lite0", help="or inception, or a repo of transformers")
     parser.add_argument("--feature_weights", type=Path, help="a file of weights of --features")
     parser.add_argument("--lpips_weights", type=Path, help="AlexNet's, as safetensors; downloaded by default")
-    parser.add_argument("--text_encoder", default=TEXT_ENCODER, help="of captions; a repo or a folder")
+    parser.add_argument("--text_encoder", default=training.TEXT_ENCODER, help="of captions; a repo or a folder")
     parser.add_argument("--num_samples", type=int, default=1000, help="images a row")
     parser.add_argument("--quick", action="store_true", help="two steps of everything")
     args = parser.parse_args(argv)
@@ -167,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     for seed in args.seeds:
         for name in dict.fromkeys(name for _, name in chosen):
             if args.train or args.train_only:
-                train_arm(benchmark.arms[name], name, seed, args)
+                training.train_arm(benchmark.arms[name], name, seed, args)
     if args.train_only:
         return
     for seed in args.seeds:

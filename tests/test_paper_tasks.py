@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmdiff_pipelines.evaluation import EfficientNetLite0
-
+from .test_embeddings import save_text_encoder, save_vision_encoder
 from .test_evaluation import alexnet
+from .test_prepare_fashion_mnist import IDX_DIR
 from .test_prepare_tasks import camvid_arrays, cifar10_arrays, load_script
 
 
@@ -42,30 +42,26 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """Tiny data and random weights of the networks that judge, as command-line options."""
+    """Tiny data, and tiny random networks that judge, as command-line options."""
     folder = tmp_path_factory.mktemp("paper")
     torch.manual_seed(0)
-    torch.save(EfficientNetLite0().state_dict(), folder / "features.pth")
+    (folder / "vision").mkdir()
+    save_vision_encoder(folder / "vision")
+    save_text_encoder(folder / "text")
     save_file(alexnet(), folder / "lpips.safetensors")
     np.savez(folder / "cifar10.npz", **cifar10_arrays())
     np.savez(folder / "camvid.npz", **camvid_arrays(train=10))
-    paths = {
-        name: ["--npz", f"{folder}/{name}.npz", "--output_dir", f"{folder}/data/{name}"]
-        for name in ("cifar10", "camvid")
-    }
-    encoder = [
-        "--encoder",
-        "efficientnet_lite0",
-        "--encoder_weights",
-        f"{folder}/features.pth",
-        "--embedding_dim",
-        "4",
-    ]
-    load_script("examples/cifar10/prepare.py").main([*paths["cifar10"], *encoder])
-    load_script("examples/camvid/prepare.py").main(paths["camvid"])
+
+    def prepare(name, *arguments):
+        load_script(f"examples/{name}/prepare.py").main([*arguments, "--output_dir", f"{folder}/data/{name}"])
+
+    encoder = ["--encoder", f"{folder}/vision", "--embedding_dim", "4"]
+    prepare("cifar10", "--npz", f"{folder}/cifar10.npz", *encoder)
+    prepare("camvid", "--npz", f"{folder}/camvid.npz")
+    prepare("fashion_mnist", "--idx_dir", str(IDX_DIR), "--captions")
     return [
-        "--data_dir", f"{folder}/data", "--runs", f"{folder}/runs", "--feature_weights", f"{folder}/features.pth",
-        "--lpips_weights", f"{folder}/lpips.safetensors", "--quick",
+        "--data_dir", f"{folder}/data", "--runs", f"{folder}/runs", "--features", f"{folder}/vision",
+        "--text_encoder", f"{folder}/text", "--lpips_weights", f"{folder}/lpips.safetensors", "--quick",
     ]  # fmt: skip
 
 
@@ -82,9 +78,9 @@ def train_joint(benchmark, options, name):
     args = benchmark.parse_args(options)
     command = benchmark.training.joint_command(benchmark.make_arms()[name], name, 0, args)
     script = next(i for i, word in enumerate(command) if word.endswith("train_multimodal.py"))
-    trunk = ["--report_to", "none", "--block_out_channels", "8", "8", "8", "8"]
+    more = ["--report_to", "none", "--cache_dir", str(args.runs / "cache")]
     if not (args.runs / f"{name}-0" / "model_index.json").exists():
-        subprocess.run([sys.executable, *command[script:], *trunk], check=True, cwd=ROOT)
+        subprocess.run([sys.executable, *command[script:], *more], check=True, cwd=ROOT)
 
 
 def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benchmark, options, tmp_path):
@@ -112,6 +108,7 @@ def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benc
         ("cifar10-label", "label"),
         ("camvid-segmentation", "segmentation"),
         ("cifar10-embedding", "representation"),
+        ("fashion-mnist-caption", "representation"),
     ],
 )
 def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options, name, task):

@@ -98,7 +98,7 @@ def score_caption(
     steps = {"num_inference_steps": judge.num_steps}
 
     def quality(images: torch.Tensor, classes: torch.Tensor, name: str) -> dict[str, float]:
-        features = judge.network(images)
+        features = judge.features(images)
         return judge.quality(features) | {name: accuracy(classifier.head(features).argmax(1), classes)}
 
     def together() -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Rows of scores that are kept, and what judges images."""
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmdiff_pipelines.evaluation import as_rgb, extract_features, frechet_distance, precision_recall
+from mmdiff_pipelines.evaluation import extract_features, frechet_distance, precision_recall
 
 from .data import SIZES, Batch, load_arrays
 
@@ -65,11 +66,12 @@ class Judge:
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, D) of images (n, C, H, W) in [0, 1]."""
-        return extract_features(self.network, as_rgb(images))
+        return extract_features(self.network, images)
 
     def real_features(self, split: str, images: torch.Tensor) -> torch.Tensor:
-        """Those of a whole split; read from the cache where it has as many."""
-        path = self.cache / f"features-{self.data}-{split}-{len(images)}.pt"
+        """Those of real images; kept on disk under a name made of what they show."""
+        digest = hashlib.sha256(images.contiguous().numpy()).hexdigest()[:16]
+        path = self.cache / f"{self.data}-{split}-{digest}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(self.features(images), path)

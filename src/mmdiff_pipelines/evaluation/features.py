@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import PIL.Image
 import torch
 from torch import nn
 
 from .efficientnet_lite import EfficientNetLite0
+from .pixels import as_rgb, tensor_to_image
 
 
 class InceptionFeatures(nn.Module):
@@ -37,7 +37,7 @@ class InceptionFeatures(nn.Module):
             raise ValueError(f"{weights} holds no Inception of torch-fidelity: {error}") from error
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (features,) = self.network((images.clamp(0, 1) * 255).round().to(torch.uint8))
+        (features,) = self.network((as_rgb(images).clamp(0, 1) * 255).round().to(torch.uint8))
         return features
 
 
@@ -85,23 +85,6 @@ def feature_network(name: str, weights: str | Path | None = None) -> nn.Module:
     if name == "efficientnet_lite0":
         return EfficientNetLite0.from_weights(weights)
     return InceptionFeatures(weights) if name == "inception" else TransformersFeatures(name)
-
-
-def tensor_to_image(image: torch.Tensor) -> PIL.Image.Image:
-    """(3, H, W) in [0, 1] -> a PIL image."""
-    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-    return PIL.Image.fromarray(levels.movedim(0, -1).cpu().numpy())
-
-
-def as_rgb(images: torch.Tensor) -> torch.Tensor:
-    """(n, 1 or 3, H, W) -> (n, 3, H, W).
-
-    Raises:
-        ValueError: for another number of channels.
-    """
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images of shape {tuple(images.shape)}; accepted: (n, 1 or 3, H, W).")
-    return images.expand(-1, 3, -1, -1)
 
 
 @torch.no_grad()
