@@ -272,6 +272,7 @@ def test_wrong_values_are_named(name, value, error, message):
         ("categorical", {"class_names": ["a", "a", "b", "c", "d"]}, "class_names.*4 different names for 5"),
         ("categorical", {"grid": 0}, "grid.*0"),
         ("image", {"rms": 0}, "rms.*0"),
+        ("segmentation", {"num_classes": 300}, "ignore_index.*255.*300 classes.*-100"),
         ("segmentation", {"class_weights": [1.0]}, "class_weights.*1 entries for 4"),
         ("segmentation", {"channels": 0}, "channels.*0"),
         ("masked_image", {"space": "shared"}, "4 own channels"),

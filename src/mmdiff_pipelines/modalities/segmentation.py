@@ -53,6 +53,8 @@ class SegmentationModality(Modality):
         super().__init__(geometry, (geometry.height, geometry.width), space, channels)
         if num_classes < 2:
             raise ValueError(f"`num_classes` is {num_classes}; accepted: 2 or more.")
+        if ignore_index == 255 < num_classes:  # a lower one may be meant: a class "void" of the data
+            raise ValueError(f"`ignore_index` is 255, one of {num_classes} classes; accepted: another, as -100.")
         for argument, values in {
             "class_names": class_names,
             "class_weights": class_weights,
