@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parent / "fashion_mnist"))
 from baselines import load_baseline  # noqa: E402
 from datasets import load_from_disk  # noqa: E402
 from evaluate import CLASSIFIER  # noqa: E402
-from paper import labels, masked, representation, segmentation  # noqa: E402
+from paper import labels, masked, representation, segmentation, training  # noqa: E402
 from paper.arms import TASKS, Joint, make_arms  # noqa: E402
 from paper.data import SIZES, load_arrays  # noqa: E402
 from paper.report import report  # noqa: E402

@@ -22,10 +22,11 @@ PACKAGE = Path(mmdiff_pipelines.__file__).parent
 # what each part may import of the others
 LAYERS = {
     "configuration": set(),
+    "loadable": set(),
     "process": set(),
     "modalities": set(),
-    "schedulers": {"process", "configuration"},
-    "models": {"modalities", "configuration"},
+    "schedulers": {"process", "configuration", "loadable"},
+    "models": {"modalities", "configuration", "loadable"},
     "objective": {"modalities"},
     "pipelines": {"modalities", "models", "schedulers", "configuration"},
     "training": {"process", "modalities", "schedulers", "models", "objective", "pipelines"},
@@ -58,9 +59,22 @@ def test_importing_the_package_needs_no_extra():
         "names = 'accelerate', 'datasets', 'peft', 'lpips', 'gradio', 'torchmetrics', 'torch_fidelity', 'sklearn'\n"
         "for name in names:\n"
         "    sys.modules[name] = None\n"
-        "import mmdiff_pipelines\n"
+        "from mmdiff_pipelines import *\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_name_is_imported_when_it_is_first_used():
+    script = (
+        "import sys, mmdiff_pipelines\n"
+        "heavy = 'diffusers.pipelines.pipeline_loading_utils'\n"
+        "assert heavy not in sys.modules and 'MultimodalUNet2DModel' in dir(mmdiff_pipelines)\n"
+        "mmdiff_pipelines.MultimodalDDPMScheduler\n"
+        "assert 'mmdiff_pipelines' in sys.modules[heavy].LOADABLE_CLASSES\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'MultimodalUnet'"):
+        mmdiff_pipelines.MultimodalUnet  # noqa: B018
 
 
 def test_everything_public_is_there_and_documented():
@@ -69,7 +83,7 @@ def test_everything_public_is_there_and_documented():
 
 
 def test_checkpoints_name_the_package_not_a_module(tmp_path):
-    """diffusers' table of loadable classes is what makes Hub repos load: see __init__.py."""
+    """diffusers' table of loadable classes is what makes Hub repos load: see loadable.py."""
     assert "mmdiff_pipelines" in LOADABLE_CLASSES
     build_pipeline().save_pretrained(str(tmp_path))
     index = json.loads((tmp_path / "model_index.json").read_text())

@@ -1,51 +1,62 @@
-"""Multimodal, multitask diffusion in the style of diffusers: an image and its aligned data, generated together."""
+"""Multimodal, multitask diffusion in the style of diffusers: an image and its aligned data, generated together.
 
-from diffusers import ModelMixin, SchedulerMixin
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+As in diffusers, a name is imported when it is first used: importing the package alone costs next to nothing.
+"""
 
-from .modalities import MODALITY_TYPES, Modality, Presence
-from .models import MultimodalUNet2DModel, MultimodalUNet2DOutput
-from .objective import MultitaskLossOutput, UncertaintyWeights, elbo, multitask_loss
-from .pipelines import (
-    MultimodalMultitaskPipeline,
-    MultimodalMultitaskPipelineOutput,
-    export_standalone,
-    push_standalone,
-)
-from .schedulers import (
-    MultimodalDDIMScheduler,
-    MultimodalDDPMScheduler,
-    MultimodalDPMSolverMultistepScheduler,
-    MultimodalSchedulerOutput,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
 
 
 __version__ = "0.1.0"
 
-# Makes `model_index.json` name this package, and components loadable from the Hub (huggingface/diffusers#5728).
-LOADABLE_CLASSES["mmdiff_pipelines"] = {
-    "ModelMixin": ["save_pretrained", "from_pretrained"],
-    "SchedulerMixin": ["save_pretrained", "from_pretrained"],
+_ORIGINS = {
+    "MODALITY_TYPES": "modalities",
+    "Modality": "modalities",
+    "ModelMixin": "models",
+    "MultimodalDDIMScheduler": "schedulers",
+    "MultimodalDDPMScheduler": "schedulers",
+    "MultimodalDPMSolverMultistepScheduler": "schedulers",
+    "MultimodalMultitaskPipeline": "pipelines",
+    "MultimodalMultitaskPipelineOutput": "pipelines",
+    "MultimodalSchedulerOutput": "schedulers",
+    "MultimodalUNet2DModel": "models",
+    "MultimodalUNet2DOutput": "models",
+    "MultitaskLossOutput": "objective",
+    "Presence": "modalities",
+    "SchedulerMixin": "schedulers",
+    "UncertaintyWeights": "objective",
+    "elbo": "objective",
+    "export_standalone": "pipelines",
+    "multitask_loss": "objective",
+    "push_standalone": "pipelines",
 }
+__all__ = list(_ORIGINS)
 
-__all__ = [
-    "MODALITY_TYPES",
-    "Modality",
-    "ModelMixin",
-    "MultimodalDDIMScheduler",
-    "MultimodalDDPMScheduler",
-    "MultimodalDPMSolverMultistepScheduler",
-    "MultimodalMultitaskPipeline",
-    "MultimodalMultitaskPipelineOutput",
-    "MultimodalSchedulerOutput",
-    "MultimodalUNet2DModel",
-    "MultimodalUNet2DOutput",
-    "MultitaskLossOutput",
-    "Presence",
-    "SchedulerMixin",
-    "UncertaintyWeights",
-    "elbo",
-    "export_standalone",
-    "multitask_loss",
-    "push_standalone",
-]
+if TYPE_CHECKING:
+    from .modalities import MODALITY_TYPES, Modality, Presence
+    from .models import ModelMixin, MultimodalUNet2DModel, MultimodalUNet2DOutput
+    from .objective import MultitaskLossOutput, UncertaintyWeights, elbo, multitask_loss
+    from .pipelines import (
+        MultimodalMultitaskPipeline,
+        MultimodalMultitaskPipelineOutput,
+        export_standalone,
+        push_standalone,
+    )
+    from .schedulers import (
+        MultimodalDDIMScheduler,
+        MultimodalDDPMScheduler,
+        MultimodalDPMSolverMultistepScheduler,
+        MultimodalSchedulerOutput,
+        SchedulerMixin,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ORIGINS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(importlib.import_module(f".{_ORIGINS[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

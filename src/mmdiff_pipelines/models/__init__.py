@@ -1,4 +1,7 @@
+from diffusers import ModelMixin
+
+from .. import loadable  # noqa: F401
 from .unet_multimodal import MultimodalUNet2DModel, MultimodalUNet2DOutput
 
 
-__all__ = ["MultimodalUNet2DModel", "MultimodalUNet2DOutput"]
+__all__ = ["ModelMixin", "MultimodalUNet2DModel", "MultimodalUNet2DOutput"]

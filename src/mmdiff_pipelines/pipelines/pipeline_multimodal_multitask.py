@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..configuration import KnownArgumentsMixin
@@ -100,7 +100,8 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
         """
         source = str(pretrained_model_name_or_path)
         check_index(cls, source, kwargs)
-        return super().from_pretrained(source, **{"use_safetensors": True} | kwargs)
+        defaults = {"use_safetensors": True, "low_cpu_mem_usage": is_accelerate_available()}
+        return super().from_pretrained(source, **defaults | kwargs)
 
     @property
     def num_timesteps(self) -> int:

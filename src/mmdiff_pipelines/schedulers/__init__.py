@@ -1,3 +1,6 @@
+from diffusers import SchedulerMixin
+
+from .. import loadable  # noqa: F401
 from .scheduling_multimodal import MultimodalSchedulerOutput
 from .scheduling_multimodal_ddim import MultimodalDDIMScheduler
 from .scheduling_multimodal_ddpm import MultimodalDDPMScheduler
@@ -9,4 +12,5 @@ __all__ = [
     "MultimodalDDPMScheduler",
     "MultimodalDPMSolverMultistepScheduler",
     "MultimodalSchedulerOutput",
+    "SchedulerMixin",
 ]

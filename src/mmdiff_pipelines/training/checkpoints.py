@@ -54,7 +54,8 @@ class Progress:
             if saved != value:
                 raise ValueError(
                     f"--resume_from_checkpoint: the checkpoint was made with {name} = {saved}, this run has {value}; it "
-                    "could not go on exactly."
+                    "could not go on exactly. To train a finished model further, start a new run from it: "
+                    "--pretrained_model_name_or_path, with another --output_dir."
                 )
         vars(self).update(state)
 

@@ -24,7 +24,7 @@ def load_training_data(args: argparse.Namespace) -> HubDataset:
     """The split to train on, of a Hub dataset, a local folder, or files.
 
     Raises:
-        ValueError: for files of an unknown format, or a split that does not exist.
+        ValueError: for files of an unknown format, a folder or a split that does not exist.
     """
     if args.data_files:
         suffix = Path(args.data_files[0]).suffix
@@ -35,6 +35,8 @@ def load_training_data(args: argparse.Namespace) -> HubDataset:
             cache_dir=args.cache_dir, streaming=args.streaming,
         )  # fmt: skip
     source = args.dataset_name or args.train_data_dir
+    if args.dataset_name is None and not Path(source).is_dir():
+        raise ValueError(f"--train_data_dir {source}: there is no such folder; accepted: a folder, or --dataset_name.")
     if any((Path(source) / name).exists() for name in ("state.json", "dataset_dict.json")):
         return _load_saved(Path(source), args.split, args.streaming)
     return datasets.load_dataset(

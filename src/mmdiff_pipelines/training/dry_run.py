@@ -35,10 +35,11 @@ def _describe_input(components: Components, name: str, batch: Mapping[str, Mappi
     if name not in batch["inputs"]:
         return f"{name}: made of the image at each step\n    {_describe_spec(components.unet.config.modalities[name])}"
     tensor = batch["inputs"][name]
-    present = int(batch["available"][name].sum())
+    present = tensor[batch["available"][name]]
     line = (
         f"{name}: column {components.reader.columns[name]!r}, {tuple(tensor.shape[1:])} {tensor.dtype}, "
-        f"{tensor.min().item():.4g} to {tensor.max().item():.4g}, in {present} of {len(tensor)} rows"
+        + (f"{present.min().item():.4g} to {present.max().item():.4g}, " if len(present) else "")
+        + f"in {len(present)} of {len(tensor)} rows"
     )
     spec = (components.unet.config.modalities or {}).get(name)
     return line if spec is None else f"{line}\n    {_describe_spec(spec)}"
