@@ -138,3 +138,8 @@ def test_every_joint_arm_has_its_line(benchmark):
     for name, arm in benchmark.make_arms().items():
         if isinstance(arm, benchmark.Joint):
             assert "--resume_from_checkpoint" in benchmark.training.launch_line(arm, name)
+
+
+def test_held_out_images_are_not_sorted_by_class(benchmark, options):
+    judge = benchmark.Benchmark(benchmark.parse_args(options)).judge("cifar10")
+    assert sorted(judge.test["label"].tolist()) == list(range(10)) != judge.test["label"].tolist()

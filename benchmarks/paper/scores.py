@@ -61,7 +61,10 @@ class Judge:
     cache: Path
 
     def __post_init__(self):
-        self.test: Batch = load_arrays(self.data_dir / self.data, TEST_SPLITS[self.data], SIZES[self.data])
+        test = load_arrays(self.data_dir / self.data, TEST_SPLITS[self.data], SIZES[self.data])
+        # files may be sorted by class, and some scores take the first images only
+        order = torch.randperm(len(test["image"]), generator=torch.Generator().manual_seed(0))
+        self.test: Batch = {name: values[order] for name, values in test.items()}
         self.images = self.test["image"].float() / 255
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
