@@ -8,15 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from baselines import Run
 from safetensors.torch import load_file
 from torch import nn
 
 from mmdiff_pipelines import MultimodalMultitaskPipeline
 
-from .arms import Baseline, Joint, Loss
-from .data import Batch, load_training_arrays
+from .arms import Baseline, Joint
+from .data import load_training_arrays
 
 
 ROOT = Path(__file__).parents[2]
@@ -72,24 +71,15 @@ def joint_command(arm: Joint, name: str, seed: int, args: argparse.Namespace) ->
     return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:]]
 
 
-def in_bfloat16(loss: Loss) -> Loss:
-    """The same loss, the network in bfloat16, as the joint arms are trained."""
-
-    def autocast_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return loss(model, batch, generator)
-
-    return autocast_loss
-
-
 def train_baseline(arm: Baseline, name: str, seed: int, args: argparse.Namespace) -> None:
     folder = args.runs / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = argparse.Namespace(
         arm=name, seed=seed, output_dir=folder, learning_rate=1e-3, warmup_steps=250, checkpointing_steps=500,
         steps=QUICK_STEPS if args.quick else arm.steps, batch_size=QUICK_BATCH if args.quick else arm.batch_size,
+        mixed_precision="bf16",  # as the joint arms
     )  # fmt: skip
-    run = Run(settings, arm.build, in_bfloat16(arm.loss))
+    run = Run(settings, arm.build, arm.loss)
     if run.checkpoint.exists():
         run.resume()
     run.train(load_training_arrays(args.data_dir, arm.data))
