@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from baselines import LABEL_DROPOUT, NULL_CLASS, NUM_CLASSES, Classifier
+from baselines import TRUNK as GREY_TRUNK
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
@@ -20,17 +21,7 @@ from mmdiff_pipelines.modalities.masked_image import random_visibility
 from .data import IGNORED, NUM_SCENE_CLASSES, SIZES, Batch, augment_scenes, hole_channels, one_hot_channels, to_pixels
 
 
-TRUNK = {
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (16, 32, 64, 64),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D",) * 4,
-    "up_block_types": ("UpBlock2D",) * 4,
-    "norm_num_groups": 8,
-    "attention_head_dim": 16,
-}
+TRUNK = GREY_TRUNK | {"in_channels": 3, "out_channels": 3}
 SCENES = TRUNK | {"sample_size": SIZES["camvid"]}
 Loss = Callable[[nn.Module, Batch, torch.Generator], torch.Tensor]
 
