@@ -73,6 +73,8 @@ def test_a_name_is_imported_when_it_is_first_used():
         "assert 'mmdiff_pipelines' in sys.modules[heavy].LOADABLE_CLASSES\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+    script = "import sys, diffusers.pipelines.pipeline_loading_utils as u, mmdiff_pipelines\nassert 'mmdiff_pipelines' in u.LOADABLE_CLASSES"
+    subprocess.run([sys.executable, "-c", script], check=True)
     with pytest.raises(AttributeError, match="no attribute 'MultimodalUnet'"):
         mmdiff_pipelines.MultimodalUnet  # noqa: B018
 

@@ -4,6 +4,7 @@ As in diffusers, a name is imported when it is first used: importing the package
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
         MultimodalSchedulerOutput,
         SchedulerMixin,
     )
+
+
+if "diffusers.pipelines.pipeline_loading_utils" in sys.modules:  # else when a class of ours is first used
+    from . import loadable  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from ..modalities import ANCHOR, Presence
 from ..modalities.image import pixels_to_tensor, tensor_to_pixels
 from ..models import MultimodalUNet2DModel
 from ..schedulers import MultimodalDDIMScheduler, MultimodalDDPMScheduler, MultimodalDPMSolverMultistepScheduler
+from .components import check_components
 from .denoiser import SubsetDenoiser
 from .latent_space import decode_latents, downscale_factor, encode_pixels
 from .loading import check_index
@@ -84,7 +85,7 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self._check_components()
+        check_components(self.unet, self.scheduler, self.vae)
 
     @classmethod
     def from_pretrained(
@@ -157,7 +158,7 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
                 argument, the value and what is accepted.
         """
         device = self._execution_device
-        self._check_components()
+        check_components(self.unet, self.scheduler, self.vae)
         scales = self._check_inputs(
             given, num_inference_steps, guidance_scale, outputs, output_type, discrete, commit_threshold,
             callback_on_step_end_tensor_inputs,
@@ -201,44 +202,6 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
         if not return_dict:
             return images, modalities, confidences
         return MultimodalMultitaskPipelineOutput(images=images, modalities=modalities, confidences=confidences)
-
-    def _check_components(self) -> None:
-        """The model knows the spaces, the scheduler the weights: see that they fit."""
-        if not hasattr(self.unet, "modality_modules"):
-            name = type(self.unet).__name__
-            raise TypeError(f"`unet` is a {name}; convert it, as by MultimodalUNet2DModel.from_unet.")
-        # not by its class: code that travels with a checkpoint has a class of its own
-        if not hasattr(self.scheduler, "marginal_weight"):
-            name = type(self.scheduler).__name__
-            raise TypeError(
-                f"`scheduler` is a {name}; convert it, as by MultimodalDDPMScheduler.from_config(its config)."
-            )
-        first = torch.zeros(1, dtype=torch.long)
-        for name, modality in self.unet.modality_modules.items():
-            self.scheduler.marginal_weight(name, first)
-            aggregation = self.scheduler.config.aggregation
-            aggregation = aggregation[name] if isinstance(aggregation, dict) else aggregation
-            if aggregation == "decay" and modality.space == "shared":
-                raise ValueError(
-                    f"`aggregation` is 'decay' for modality {name!r}, which lives in shared space, where its encoding "
-                    "would stay in the image; use 'bridge', or give the modality `space='own'`."
-                )
-        self._check_vae()
-
-    def _check_vae(self) -> None:
-        """Latents must not be clipped like pixels, and what is made of pixels, as a masked image, has no latent."""
-        if self.vae is None:
-            return
-        if self.scheduler.config.get("clip_sample"):
-            raise ValueError(
-                "`scheduler` has `clip_sample=True`, which is for pixels; beside a `vae` it must be False."
-            )
-        for name, modality in self.unet.modality_modules.items():
-            if modality.from_image or modality.constrains_anchor:
-                raise ValueError(
-                    f"`vae`: modality {name!r} ({type(modality).__name__}) is made of the image's pixels, which have no "
-                    "place in a latent space; leave out the one or the other."
-                )
 
     def _check_inputs(
         self,
