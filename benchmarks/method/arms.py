@@ -5,16 +5,18 @@ same number of parameters within 2 %.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from unittest import mock
 
 import torch
 from baselines import TRUNK as TRUNK_32
 from baselines import Classifier, ddpm_loss, silhouette_loss, to_pixels
-from concatenated import ConcatenatedUNet, concatenated_loss
+from concatenated import ConcatenatedUNet, concatenated_loss, tuned_loss
 from diffusers import UNet2DModel
 from torch import nn
 
-from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalUNet2DModel
+from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalUNet2DModel, Presence, objective
 from mmdiff_pipelines.training.objective import MultitaskObjective
 from mmdiff_pipelines.training.states import PresenceShares, assign_states, draw_step
 
@@ -69,11 +71,15 @@ class Joint:
     snr_gamma: float | None = None
     shares: PresenceShares = field(default_factory=PresenceShares)
     perception_share: float = 0.35
+    detach_target: bool = True
+    query_weight: float = 1.0
+    query_absent: float = 0.0
+    label_leads: float = 1.0
 
     def scheduler(self) -> MultimodalDDPMScheduler:
         return MultimodalDDPMScheduler(
             aggregation={"label": self.aggregation, "mask": self.aggregation},
-            modality_weights={"label": self.weight, "mask": self.weight},
+            modality_weights={"label": self.weight * self.label_leads, "mask": self.weight},
             prediction_type=self.prediction_type,
             alpha_scaling=self.alpha_scaling,
         )
@@ -96,8 +102,24 @@ class Joint:
         available = {name: torch.ones(len(batch["label"]), dtype=torch.bool) for name in unet.modality_modules}
         recoverable = dict.fromkeys(available, True)
         states = assign_states(draws, available, recoverable, self.perception_share, self.shares)
+        if self.query_absent:
+            rows = (states["image"] == Presence.JOINT) & (
+                torch.rand(len(batch["label"]), generator=generator) < self.query_absent
+            )
+            for name in available:
+                absent = states[name] == Presence.ABSENT
+                states[name] = torch.where(rows & absent, int(Presence.QUERIED), states[name])
         inputs = {"image": to_pixels(batch["image"]), "label": batch["label"], "mask": batch["mask"].long()}
-        return model(inputs, draws.timesteps, draws.noise, states)[0]
+        with (
+            nullcontext()
+            if self.detach_target
+            else mock.patch.object(objective, "detached", lambda encodings: encodings)
+        ):
+            loss, terms = model(inputs, draws.timesteps, draws.noise, states)
+        for name in available:
+            queried = (terms[name] * (states[name] == Presence.QUERIED)).mean()
+            loss = loss + (self.query_weight - 1) * model.task_weights.get(name, 0.0) * queried
+        return loss
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,7 @@ ARMS: dict[str, Joint | Specialist] = {
     "silhouette_unet": Specialist(lambda: UNet2DModel(**TRUNK | {"out_channels": 2}), silhouette_loss),
     "mask_conditioned": Specialist(lambda: UNet2DModel(**TRUNK | {"in_channels": 2}), mask_conditioned_loss),
     "concatenated": Specialist(lambda: ConcatenatedUNet(TRUNK), concatenated_loss),
+    "concatenated_tuned": Specialist(lambda: ConcatenatedUNet(TRUNK), tuned_loss),
     "recovery_only": Joint(image_weight=0.0, perception_share=1.0),
     # where the modalities are, and when they emerge
     "own_decay_0.3": Joint(weight=0.3),
@@ -152,6 +175,7 @@ ARMS: dict[str, Joint | Specialist] = {
         for c in (0.1, 0.25, 0.5, 1.0)
     },
     "heads_only": Joint(space="shared", aggregation="none"),
+    "heads_mostly_given": Joint(space="shared", aggregation="none", shares=PresenceShares(0.1, 0.7, 0.2)),
     "paper_literal": Joint(
         space="shared",
         aggregation="sqrt_bridge",
@@ -178,4 +202,10 @@ ARMS: dict[str, Joint | Specialist] = {
     "perception_0.5": Joint(perception_share=0.5),
     "mostly_joint": Joint(shares=PresenceShares(0.8, 0.1, 0.1)),
     "mostly_given": Joint(shares=PresenceShares(0.3, 0.5, 0.2)),
+    "shared_learned_encoder": Joint(**SHARED, learn_encoder=True),
+    "shared_attached_target": Joint(**SHARED, learn_encoder=True, detach_target=False),
+    # further ideas
+    "query_weight_5": Joint(query_weight=5.0),
+    "query_absent": Joint(query_absent=0.5),
+    "label_leads": Joint(label_leads=3.0),
 }

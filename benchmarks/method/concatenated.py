@@ -10,11 +10,13 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from baselines import to_pixels
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
+from mmdiff_pipelines import Presence
 from mmdiff_pipelines.modalities import CategoricalModality, Geometry, SegmentationModality
+from mmdiff_pipelines.training.states import PresenceShares, assign_states, draw_step
 
 
 CHANNELS = {"image": 0, "label": 1, "mask": 2}
@@ -62,12 +64,36 @@ class ConcatenatedUNet(nn.Module):
 
 
 def concatenated_loss(model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor], generator: torch.Generator):
+    """Timesteps drawn independently, as UniDiffuser does."""
+    timesteps = torch.randint(0, 1000, (len(batch["label"]), 3), generator=generator)
+    return _noise_loss(model, batch, timesteps, generator)
+
+
+def tuned_loss(model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor], generator: torch.Generator):
+    """Timesteps as they are at inference, in the shares of the joint model's presence states: equal, 0 or T - 1."""
+    size = len(batch["label"])
+    draws = draw_step(generator, size, (1, 1, 1), 1000, 2)
+    available = {name: torch.ones(size, dtype=torch.bool) for name in ("label", "mask")}
+    states = assign_states(draws, available, dict.fromkeys(available, True), 0.35, PresenceShares())
+    read = states["image"] == Presence.GIVEN
+    columns = [torch.where(read, 0, draws.timesteps)]
+    for name in available:
+        # given the image, what is asked for is at the timestep of a chain of its own
+        columns.append(torch.where(states[name] == Presence.GIVEN, 0, draws.timesteps))
+        columns[-1] = torch.where(states[name] == Presence.ABSENT, 999, columns[-1])
+    return _noise_loss(model, batch, torch.stack(columns, dim=1), generator)
+
+
+def _noise_loss(
+    model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor], timesteps: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     values = {"image": to_pixels(batch["image"]), "label": batch["label"], "mask": batch["mask"].long()}
     z_0 = torch.cat([model.encode(name, values[name]) for name in CHANNELS], dim=1)
     noise = torch.randn(z_0.shape, generator=generator)
-    timesteps = torch.randint(0, 1000, (len(z_0), 3), generator=generator)
     alpha_bar = DDPMScheduler().alphas_cumprod[timesteps][:, :, None, None]
-    return F.mse_loss(model(alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * noise, timesteps).float(), noise)
+    output = model(alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * noise, timesteps).float()
+    noised = (timesteps > 0)[:, :, None, None]  # at 0 a channel is taken for clean, and its noise is not asked for
+    return ((output - noise).square() * noised).mean()
 
 
 @torch.no_grad()
@@ -79,10 +105,15 @@ def sample_concatenated(
     scale: float,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
-    """Ancestral samples of what is not given; guided, where `scale` is not 1, against noise in its place."""
+    """Samples of what is not given, by SDE-DPM-Solver++; guided, where `scale` is not 1, against noise in its place.
+
+    The image is clipped, and the codes of the modalities, which exceed 1, are not.
+    """
     size = model.unet.config.sample_size
     z = torch.randn(batch_size, 3, size, size, generator=generator)
-    scheduler = DDPMScheduler()
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", timestep_spacing="trailing", prediction_type="sample"
+    )
     scheduler.set_timesteps(num_steps)
     known = {CHANNELS[name]: model.encode(name, values) for name, values in given.items()}
     for t in scheduler.timesteps:
@@ -97,7 +128,10 @@ def sample_concatenated(
                 unknown_times[:, channel] = 999
             free = model(unknown, unknown_times).float()
             output = free + scale * (output - free)
-        z = scheduler.step(output, t, z, generator=generator).prev_sample
+        alpha_bar = scheduler.alphas_cumprod[t]
+        z_0 = (z - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+        z_0[:, 0].clamp_(-1, 1)
+        z = scheduler.step(z_0, t, z, generator=generator).prev_sample
     for channel, encoding in known.items():
         z[:, channel : channel + 1] = encoding
     return model.decode(z)
