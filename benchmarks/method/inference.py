@@ -2,20 +2,32 @@
 
     python benchmarks/method/inference.py --data_dir data/fashion_mnist --runs runs/method --arms own_decay_1
 
-Solvers, numbers of steps and eta; expected against drawn encodings of the label, commit and draw first; guidance scales;
-perception in one call, by reading the head at a small t over several draws, and by walking the chain with the image
-replaced.
+Solvers, numbers of steps, eta and churn; expected against drawn encodings of the label, commit and draw first; guidance
+scales, against ABSENT and against JOINT; perception in one call, by reading the head at a small t over several draws,
+and by walking the chain with the image replaced. Where a row says nothing else, it is 20 calls of SDE-DPM-Solver++.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from arms import ARMS, SIZE
-from run import HERE, SOLVER, JointSampler, Judge, load_judge, quality_and_agreement
+from run import (
+    HERE,
+    NUM_STEPS,
+    SOLVER,
+    JointSampler,
+    Judge,
+    given_label,
+    given_mask,
+    load_judge,
+    quality_and_agreement,
+)
 from safetensors.torch import load_file
 
 from mmdiff_pipelines import (
@@ -24,8 +36,10 @@ from mmdiff_pipelines import (
     MultimodalMultitaskPipeline,
     Presence,
 )
+from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser
 
 
+BEST = SOLVER["algorithm_type"]
 Row = tuple[str, Callable[[], dict[str, float]]]
 
 
@@ -69,54 +83,129 @@ def walk(unet, scheduler, images: torch.Tensor, steps: int = 50) -> torch.Tensor
     return output.predictions["label"].float().softmax(1)
 
 
-def rows(arm: str, unet, judge: Judge) -> Iterator[Row]:
-    """Everything that is scored, as (name, what computes it)."""
-    ancestral = ARMS[arm].scheduler()
-    pipeline = MultimodalMultitaskPipeline(unet, ancestral)
-    pipeline.set_progress_bar_config(disable=True)
-    sample = JointSampler(pipeline, judge.num_samples)
+def sample_churned(unet, scheduler, count: int, steps: int, churn: float) -> dict[str, torch.Tensor]:
+    """Joint samples by deterministic steps, each from a little more noise than the last one left (Karras et al. 2022).
 
-    def together(scheduler=ancestral, **arguments) -> dict[str, float]:
-        pipeline.scheduler = scheduler
-        return quality_and_agreement(judge, sample(**arguments))
+    Args:
+        churn: how far back each step goes, as a share of its length.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, unet.total_channels, SIZE, SIZE)
+    z, encodings = torch.randn(shape, generator=generator), {}
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps.tolist()
 
-    def drawn() -> dict[str, float]:
-        with drawn_encodings(unet):
-            return together()
+    def at(t: int) -> tuple[torch.Tensor, torch.Tensor | float]:
+        shift = scheduler.aggregate(encodings, torch.full((count,), t)).float() if encodings else 0.0
+        return scheduler.alphas_cumprod[t], shift
 
-    def accuracy(probabilities: torch.Tensor) -> dict[str, float]:
-        hits = probabilities.argmax(1) == judge.labels[: len(probabilities)]
+    for t, next_t in zip(times, [*times[1:], None], strict=True):
+        back = min(999, t + round(churn * 1000 / steps)) if encodings else t
+        (alpha_bar, shift), (alpha_bar_back, shift_back) = at(t), at(back)
+        ratio = alpha_bar_back / alpha_bar
+        z = ratio.sqrt() * (z - shift) + shift_back + (1 - ratio).sqrt() * torch.randn(shape, generator=generator)
+        output = unet(z, back)
+        encodings = unet.expected_encodings(output.predictions)
+        z_0 = scheduler.predict_original(output.sample.float(), torch.full((count,), back), z, encodings).clamp(-1, 1)
+        if next_t is None:
+            break
+        z_0 = torch.nn.functional.pad(z_0, (0, 0, 0, 0, 0, unet.total_channels - 1))
+        (alpha_bar, shift), (alpha_bar_next, shift_next) = at(back), at(next_t)
+        noise = (z - shift - alpha_bar.sqrt() * z_0) / (1 - alpha_bar).sqrt()
+        z = alpha_bar_next.sqrt() * z_0 + shift_next + (1 - alpha_bar_next).sqrt() * noise
+    modules, predictions = unet.modality_modules, output.predictions
+    read = {name: modules[name].estimate(predictions[name]) for name in ("label", "mask")}
+    return {"image": (z_0 / 2 + 0.5).clamp(0, 1)} | read
+
+
+class Study:
+    """All rows of the study of one trained arm."""
+
+    def __init__(self, arm: str, unet, judge: Judge):
+        self.unet, self.judge, self.ancestral = unet, judge, ARMS[arm].scheduler()
+        self.pipeline = MultimodalMultitaskPipeline(unet, self.ancestral)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.sample = JointSampler(self.pipeline, judge.num_samples)
+
+    def solver(self, kind: str):
+        config = self.ancestral.config
+        if kind == "ancestral":
+            return self.ancestral
+        if kind == "DDIM":
+            return MultimodalDDIMScheduler.from_config(config)
+        return MultimodalDPMSolverMultistepScheduler.from_config(config, **SOLVER | {"algorithm_type": kind})
+
+    def together(self, kind: str = BEST, num_inference_steps: int = NUM_STEPS, **arguments) -> dict[str, float]:
+        self.pipeline.scheduler = self.solver(kind)
+        samples = self.sample(num_inference_steps=num_inference_steps, **arguments)
+        return quality_and_agreement(self.judge, samples)
+
+    def from_labels(self, scale: float) -> dict[str, float]:
+        self.pipeline.scheduler = self.solver(BEST)
+        given = {"label": self.judge.balanced_labels()}
+        return given_label(
+            self.judge, self.sample(given, num_inference_steps=NUM_STEPS, guidance_scale=scale)["image"]
+        )
+
+    def from_masks(self, scale: float) -> dict[str, float]:
+        self.pipeline.scheduler = self.solver(BEST)
+        given = {"mask": self.judge.masks[: self.judge.num_samples]}
+        return given_mask(self.judge, self.sample(given, num_inference_steps=NUM_STEPS, guidance_scale=scale)["image"])
+
+    def accuracy(self, probabilities: torch.Tensor) -> dict[str, float]:
+        hits = probabilities.argmax(1) == self.judge.labels[: len(probabilities)]
         return {"label_accuracy": hits.float().mean().item()}
 
-    for steps in (10, 20, 50, 100):
-        for discrete in ("expected", "draw_first"):
-            shared = {"num_inference_steps": steps, "discrete": discrete}
-            yield f"ancestral, {steps}, {discrete}", lambda o=shared: together(**o)
-            for eta in (0.0, 0.5, 1.0):
-                ddim = MultimodalDDIMScheduler.from_config(ancestral.config)
-                yield (
-                    f"DDIM eta {eta:g}, {steps}, {discrete}",
-                    lambda s=ddim, o=shared | {"eta": eta}: together(s, **o),
-                )
-            if steps <= 50:
+    def drawn(self) -> dict[str, float]:
+        with drawn_encodings(self.unet):
+            return self.together()
+
+    def against_joint(self, scale: float) -> dict[str, float]:
+        """Guidance against a pass that takes the label for JOINT, and has its encoding in z."""
+        with (
+            mock.patch.object(SubsetDenoiser, "withheld_state", Presence.JOINT),
+            mock.patch.object(SubsetDenoiser, "_without", lambda self, sample, t, names: sample),
+        ):
+            return self.from_labels(scale)
+
+    def churned(self, steps: int, churn: float) -> dict[str, float]:
+        samples = sample_churned(self.unet, self.ancestral, self.judge.num_samples, steps, churn)
+        return quality_and_agreement(self.judge, samples)
+
+    def read(self, t: int, draws: int) -> dict[str, float]:
+        return self.accuracy(read_label(self.unet, self.ancestral, self.judge.images[:2000], t, draws))
+
+    def walked(self) -> dict[str, float]:
+        return self.accuracy(walk(self.unet, self.ancestral, self.judge.images[:2000]))
+
+    def rows(self) -> Iterator[Row]:
+        """Everything that is scored, as (name, what computes it)."""
+        for discrete in ("draw_first", "expected"):
+            for steps in (10, 20, 50, 100):
+                together = partial(self.together, num_inference_steps=steps, discrete=discrete)
+                yield f"ancestral, {steps}, {discrete}", partial(together, "ancestral")
                 for kind in ("dpmsolver++", "sde-dpmsolver++"):
-                    config = SOLVER | {"algorithm_type": kind}
-                    solver = MultimodalDPMSolverMultistepScheduler.from_config(ancestral.config, **config)
-                    yield f"{kind}, {steps}, {discrete}", lambda s=solver, o=shared: together(s, **o)
-    yield "ancestral, 50, drawn encodings", drawn
-    for threshold in (0.5, 0.8, 0.95):
-        options = {"discrete": "commit", "commit_threshold": threshold}
-        yield f"ancestral, 50, commit {threshold:g}", lambda o=options: together(**o)
-    for scale in (1.25, 1.5, 2.0, 3.0):
-        options = {"discrete": "draw_first", "guidance_scale": scale}
-        yield f"ancestral, 50, draw_first, guidance {scale:g}", lambda o=options: together(**o)
-    for t in (0, 20, 50, 100):
-        for draws in (1, 4, 16):
-            yield (
-                f"read at t = {t}, {draws} draws",
-                lambda t=t, n=draws: accuracy(read_label(unet, ancestral, judge.images[:2000], t, n)),
-            )
-    yield "walk the chain, 50", lambda: accuracy(walk(unet, ARMS[arm].scheduler(), judge.images[:2000]))
+                    yield f"{kind}, {steps}, {discrete}", partial(together, kind)
+                for eta in (0.0, 0.5, 1.0):
+                    yield f"DDIM eta {eta:g}, {steps}, {discrete}", partial(together, "DDIM", eta=eta)
+        for kind in ("ancestral", BEST):
+            yield f"{kind}, 250, draw_first", partial(self.together, kind, 250, discrete="draw_first")
+        for steps in (20, 50):
+            for churn in (0.0, 0.5, 1.0):
+                yield f"deterministic, {steps}, expected, churn {churn:g}", partial(self.churned, steps, churn)
+        yield "drawn encodings", self.drawn
+        for threshold in (0.5, 0.8, 0.95):
+            yield f"commit {threshold:g}", partial(self.together, discrete="commit", commit_threshold=threshold)
+        for scale in (1.25, 1.5, 2.0, 3.0):
+            row = partial(self.together, discrete="draw_first", guidance_scale=scale)
+            yield f"draw_first, guidance {scale:g}", row
+            yield f"label given, guidance {scale:g} against ABSENT", partial(self.from_labels, scale)
+            yield f"label given, guidance {scale:g} against JOINT", partial(self.against_joint, scale)
+            yield f"mask given, guidance {scale:g}", partial(self.from_masks, scale)
+        for t in (0, 20, 50, 100):
+            for draws in (1, 4, 16):
+                yield f"read at t = {t}, {draws} draws", partial(self.read, t, draws)
+        yield "walk the chain, 50 ancestral", self.walked
 
 
 def load_unet(arm: str, seed: int, runs: Path):
@@ -152,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
         for arm in args.arms:
             unet = load_unet(arm, args.seed, args.runs)
-            score_rows(folder / f"{arm}-{args.seed}.json", rows(arm, unet, judge))
+            score_rows(folder / f"{arm}-{args.seed}.json", Study(arm, unet, judge).rows())
 
 
 if __name__ == "__main__":

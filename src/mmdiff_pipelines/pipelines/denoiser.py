@@ -22,6 +22,8 @@ class SubsetDenoiser:
         scales: name -> guidance scale.
     """
 
+    withheld_state = Presence.ABSENT
+
     def __init__(
         self,
         unet: MultimodalUNet2DModel,
@@ -96,8 +98,8 @@ class SubsetDenoiser:
 
         def states_of(name: str) -> torch.Tensor:
             state = self.states[name]
-            absent = torch.where(self._given(name), int(Presence.ABSENT), state)
-            return repeated([absent if name in names else state for names in withheld])
+            unknown = torch.where(self._given(name), int(self.withheld_state), state)
+            return repeated([unknown if name in names else state for names in withheld])
 
         output = self.unet(
             repeated(samples),
