@@ -103,12 +103,10 @@ class Joint:
         recoverable = dict.fromkeys(available, True)
         states = assign_states(draws, available, recoverable, self.perception_share, self.shares)
         if self.query_absent:
-            rows = (states["image"] == Presence.JOINT) & (
-                torch.rand(len(batch["label"]), generator=generator) < self.query_absent
-            )
+            drawn = torch.rand(len(batch["label"]), generator=generator) < self.query_absent
             for name in available:
-                absent = states[name] == Presence.ABSENT
-                states[name] = torch.where(rows & absent, int(Presence.QUERIED), states[name])
+                rows = drawn & (states["image"] == Presence.JOINT) & (states[name] == Presence.ABSENT)
+                states[name] = torch.where(rows, int(Presence.QUERIED), states[name])
         inputs = {"image": to_pixels(batch["image"]), "label": batch["label"], "mask": batch["mask"].long()}
         with (
             nullcontext()
@@ -207,5 +205,17 @@ ARMS: dict[str, Joint | Specialist] = {
     # further ideas
     "query_weight_5": Joint(query_weight=5.0),
     "query_absent": Joint(query_absent=0.5),
+    "no_absent": Joint(query_absent=1.0),
+    "double_duty": Joint(
+        query_absent=1.0, shares=PresenceShares(0.2, 0.45, 0.35), perception_share=0.25, query_weight=3.0
+    ),
+    "heads_double_duty": Joint(
+        space="shared",
+        aggregation="none",
+        query_absent=1.0,
+        shares=PresenceShares(0.0, 0.6, 0.4),
+        perception_share=0.25,
+        query_weight=3.0,
+    ),
     "label_leads": Joint(label_leads=3.0),
 }

@@ -224,7 +224,7 @@ def score_rows(path: Path, computations: Iterator[Row]) -> None:
             print(path.stem, name, done[name], flush=True)
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="what examples/fashion_mnist/prepare.py wrote")
     parser.add_argument("--runs", type=Path, required=True, help="the --runs of run.py, which trained the arms")
@@ -234,7 +234,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--mixed_precision", choices=["no", "bf16"], default="bf16", help="bf16 is slow on CPUs without it"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     judge = load_judge(args.data_dir, args.num_samples)
     folder = HERE / "results" / "inference"
     folder.mkdir(parents=True, exist_ok=True)

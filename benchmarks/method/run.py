@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -39,10 +40,11 @@ from mmdiff_pipelines import (  # noqa: E402
     Presence,
     elbo,
 )
+from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser  # noqa: E402
 
 
 HERE = Path(__file__).parent
-NUM_STEPS = 20
+BATCH, NUM_STEPS = 64, 20
 LABEL_SCALES, JOINT_SCALES = (1.0, 2.0), (1.0, 1.5)  # of joint models
 TUNING_SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)  # of the class-conditional one
 LEAK_TIMESTEPS = (50, 200, 500)
@@ -66,7 +68,7 @@ def train(arm: str, seed: int, args: argparse.Namespace, data: Mapping[str, torc
     folder = args.runs / f"{arm}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = argparse.Namespace(
-        arm=arm, seed=seed, output_dir=folder, steps=args.steps, batch_size=64, learning_rate=1e-3, warmup_steps=250,
+        arm=arm, seed=seed, output_dir=folder, steps=args.steps, batch_size=BATCH, learning_rate=1e-3, warmup_steps=250,
         checkpointing_steps=500, mixed_precision=args.mixed_precision,
     )  # fmt: skip
     run = Run(settings, ARMS[arm].build, ARMS[arm].loss)
@@ -257,7 +259,12 @@ SCORERS: dict[str, Callable[[nn.Module, Judge], Scores]] = {
 
 @torch.no_grad()
 def score(arm: str, model: nn.Module, judge: Judge) -> Scores:
-    scores = score_joint(ARMS[arm], model, judge) if isinstance(ARMS[arm], Joint) else SCORERS[arm](model, judge)
+    if isinstance(ARMS[arm], Joint):
+        withheld = Presence.QUERIED if ARMS[arm].query_absent == 1 else Presence.ABSENT
+        with mock.patch.object(SubsetDenoiser, "withheld_state", withheld):
+            scores = score_joint(ARMS[arm], model, judge)
+    else:
+        scores = SCORERS[arm](model, judge)
     return {how: {name: round(value, 4) for name, value in row.items()} for how, row in scores.items()}
 
 
