@@ -62,7 +62,7 @@ class Benchmark:
                 network = self.once(name, lambda: feature_network(name, self.args.feature_weights))
             num_samples = NUM_SCENES if data == "camvid" else self.args.num_samples
             num_samples = QUICK_SAMPLES if self.args.quick else num_samples
-            steps = QUICK_STEPS if self.args.quick else 50
+            steps = QUICK_STEPS if self.args.quick else 20
             cache = self.args.runs / "features" / Path(name).name
             return Judge(network, self.args.data_dir, data, num_samples, steps, cache)
 

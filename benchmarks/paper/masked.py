@@ -29,6 +29,7 @@ from .scores import Judge, Rows
 
 LEVELS = (0.10, 0.25, 0.50, 0.75)
 HELD_OUT = 500
+REPAINT_RATIO = 2.5  # ancestral steps of RePaint, before its jumps back, for each step of the solver
 Reconstruct = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -114,7 +115,7 @@ def score_mask_conditioned(model: nn.Module, rows: Rows, judge: Judge, held_out:
 
 
 def score_ddpm(model: nn.Module, rows: Rows, judge: Judge, held_out: Reconstructions) -> None:
-    held_out.add(rows, "RePaint", lambda p, v: repaint(model, p, v, judge.num_steps), raw=False)
+    held_out.add(rows, "RePaint", lambda p, v: repaint(model, p, v, round(REPAINT_RATIO * judge.num_steps)), raw=False)
     rows.add("generation", lambda: ddpm_quality(model, judge))
 
 

@@ -1,9 +1,10 @@
-"""Samples of joint pipelines and of the baselines, with fixed seeds. Images go out in [0, 1]."""
+"""Samples of joint pipelines and of the baselines, with fixed seeds and the same solver. Images go out in [0, 1]."""
 
 from collections.abc import Callable, Iterator
 
 import torch
-from diffusers import DDPMScheduler, RePaintScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, RePaintScheduler
+from evaluate import SOLVER
 from torch import nn
 
 from mmdiff_pipelines import MultimodalMultitaskPipeline, Presence
@@ -56,12 +57,12 @@ def sample_pipeline(
 def sample_ddpm(
     denoise: Denoise, shape: tuple[int, int, int], num_samples: int, num_steps: int, prediction_type: str = "epsilon"
 ) -> torch.Tensor:
-    """Ancestral samples (n, *shape), as they come: in [-1, 1] or about.
+    """Samples (n, *shape) of SDE-DPM-Solver++, as they come: in [-1, 1] or about.
 
     Args:
         denoise: (z_t, t, the rows that are sampled) -> the output of a network.
     """
-    scheduler = DDPMScheduler(prediction_type=prediction_type)
+    scheduler = DPMSolverMultistepScheduler(prediction_type=prediction_type, **SOLVER)
     done = []
     for rows, generator in batches(num_samples):
         z = torch.randn(rows.stop - rows.start, *shape, generator=generator)

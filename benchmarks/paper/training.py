@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from baselines import Run
+from evaluate import SOLVER
 from safetensors.torch import load_file
 from torch import nn
 
-from mmdiff_pipelines import MultimodalMultitaskPipeline
+from mmdiff_pipelines import MultimodalDPMSolverMultistepScheduler, MultimodalMultitaskPipeline
 
 from .arms import Baseline, Joint
 from .data import load_training_arrays
@@ -98,9 +99,10 @@ def train_arm(arm: Joint | Baseline, name: str, seed: int, args: argparse.Namesp
 
 
 def load_arm(arm: Joint | Baseline, folder: Path) -> MultimodalMultitaskPipeline | nn.Module:
-    """The pipeline, or the averaged model, in evaluation mode."""
+    """The pipeline, with the solver of all tables, or the averaged model, in evaluation mode."""
     if isinstance(arm, Joint):
         pipeline = MultimodalMultitaskPipeline.from_pretrained(str(folder))
+        pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **SOLVER)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
     model = arm.build()
