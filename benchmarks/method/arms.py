@@ -41,6 +41,17 @@ class NotToldWhatIsGiven(MultimodalUNet2DModel):
         return super()._condition(hidden, embedding, {}, states)
 
 
+def initialise(unet: MultimodalUNet2DModel) -> None:
+    """Give what stands beside the trunk, and starts at zero, torch's own initialisation."""
+    for module in [*unet.conv_condition.values(), unet.conv_reserved]:
+        if module is not None:
+            module.reset_parameters()
+    for embedding in unet.presence_embedding.values():
+        nn.init.normal_(embedding.weight, std=0.3)
+    proj = unet.modality_modules["label"].condition_proj
+    nn.init.normal_(proj.weight, std=proj.in_features**-0.5)  # of unit variance, as an embedding of the class
+
+
 @dataclass(frozen=True)
 class Joint:
     """A joint model of image, label and silhouette mask.
@@ -75,6 +86,7 @@ class Joint:
     query_weight: float = 1.0
     query_absent: float = 0.0
     label_leads: float = 1.0
+    random_init: bool = False
 
     def scheduler(self) -> MultimodalDDPMScheduler:
         return MultimodalDDPMScheduler(
@@ -90,6 +102,8 @@ class Joint:
         label = {"type": "categorical", "num_classes": 10, "space": self.space, "learn_encoder": self.learn_encoder}
         mask = {"type": "segmentation", "num_classes": 2, "space": self.space}
         unet = cls(**TRUNK, modalities={"label": label, "mask": mask})
+        if self.random_init:
+            initialise(unet)
         if not self.presence:
             unet.presence_embedding.requires_grad_(False)  # they start at zero
         weights = {"image": self.image_weight, "label": self.label_weight, "mask": self.mask_weight}
@@ -218,4 +232,8 @@ ARMS: dict[str, Joint | Specialist] = {
         query_weight=3.0,
     ),
     "label_leads": Joint(label_leads=3.0),
+    "random_init": Joint(random_init=True),
+    "heads_random_init": Joint(
+        space="shared", aggregation="none", shares=PresenceShares(0.1, 0.7, 0.2), random_init=True
+    ),
 }

@@ -4,7 +4,8 @@
 
 Solvers, numbers of steps, eta and churn; expected against drawn encodings of the label, commit and draw first; guidance
 scales, against ABSENT and against JOINT; perception in one call, by reading the head at a small t over several draws,
-and by walking the chain with the image replaced. Where a row says nothing else, it is 20 calls of SDE-DPM-Solver++.
+by walking the chain with the image replaced, and by the likelihood of the image under each class. Where a row says
+nothing else, it is 20 calls of SDE-DPM-Solver++.
 """
 
 import argparse
@@ -83,6 +84,27 @@ def walk(unet, scheduler, images: torch.Tensor, steps: int = 50) -> torch.Tensor
     return output.predictions["label"].float().softmax(1)
 
 
+def label_likelihoods(unet, scheduler, images: torch.Tensor, draws: int) -> torch.Tensor:
+    """How well the image is denoised given each class (Li et al. 2023): (n, 10), minus the mean squared error norm.
+
+    Args:
+        draws: timesteps, evenly from 20 to 700, each with its own noise; ten calls of the network for each.
+    """
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(len(images), 10)
+    absent, given = (torch.full((len(images),), int(state)) for state in (Presence.ABSENT, Presence.GIVEN))
+    for draw in range(draws):
+        timesteps = torch.full_like(absent, int(20 + (draw + 0.5) / draws * 680))
+        noise = torch.randn(len(images), unet.total_channels, SIZE, SIZE, generator=generator)
+        for label in range(10):
+            encodings = unet.encode({"label": torch.full_like(absent, label)})
+            z_t = scheduler.add_noise(images * 2 - 1, noise, timesteps, encodings=encodings)
+            target = scheduler.get_target(images * 2 - 1, noise, timesteps, encodings=encodings)
+            output = unet(z_t, timesteps, encodings=encodings, states={"label": given, "mask": absent})
+            total[:, label] -= (output.sample.float() - target).square().flatten(1).sum(1)
+    return total / draws
+
+
 def sample_churned(unet, scheduler, count: int, steps: int, churn: float) -> dict[str, torch.Tensor]:
     """Joint samples by deterministic steps, each from a little more noise than the last one left (Karras et al. 2022).
 
@@ -152,6 +174,12 @@ class Study:
         given = {"mask": self.judge.masks[: self.judge.num_samples]}
         return given_mask(self.judge, self.sample(given, num_inference_steps=NUM_STEPS, guidance_scale=scale)["image"])
 
+    def alone(self, name: str) -> dict[str, float]:
+        self.pipeline.scheduler = self.solver(BEST)
+        values = {"label": self.judge.balanced_labels(), "mask": self.judge.masks[: self.judge.num_samples]}[name]
+        samples = self.sample({name: values}, num_inference_steps=NUM_STEPS, outputs=["image", name])
+        return (given_label if name == "label" else given_mask)(self.judge, samples["image"])
+
     def accuracy(self, probabilities: torch.Tensor) -> dict[str, float]:
         hits = probabilities.argmax(1) == self.judge.labels[: len(probabilities)]
         return {"label_accuracy": hits.float().mean().item()}
@@ -174,6 +202,14 @@ class Study:
 
     def read(self, t: int, draws: int) -> dict[str, float]:
         return self.accuracy(read_label(self.unet, self.ancestral, self.judge.images[:2000], t, draws))
+
+    def by_likelihood(self, draws: int, with_head: bool) -> dict[str, float]:
+        """The label under which the image is denoised best, by itself or as a second opinion on the head's."""
+        images = self.judge.images[:2000]
+        scores = label_likelihoods(self.unet, self.ancestral, images, draws)
+        if with_head:
+            scores = scores + read_label(self.unet, self.ancestral, images, 0, 1).log()
+        return self.accuracy(scores)
 
     def walked(self) -> dict[str, float]:
         return self.accuracy(walk(self.unet, self.ancestral, self.judge.images[:2000]))
@@ -206,6 +242,11 @@ class Study:
             for draws in (1, 4, 16):
                 yield f"read at t = {t}, {draws} draws", partial(self.read, t, draws)
         yield "walk the chain, 50 ancestral", self.walked
+        for with_head in (False, True):
+            row = f"label by likelihood, 8 draws{', and the head' if with_head else ''}"
+            yield row, partial(self.by_likelihood, 8, with_head)
+        for name in ("label", "mask"):  # does the other one help, or is it in the way?
+            yield f"{name} given, the other ABSENT", partial(self.alone, name)
 
 
 def load_unet(arm: str, seed: int, runs: Path):
