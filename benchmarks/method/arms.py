@@ -86,6 +86,7 @@ class Joint:
     query_weight: float = 1.0
     query_absent: float = 0.0
     label_leads: float = 1.0
+    one_at_a_time: bool = False
     random_init: bool = False
 
     def scheduler(self) -> MultimodalDDPMScheduler:
@@ -116,6 +117,13 @@ class Joint:
         available = {name: torch.ones(len(batch["label"]), dtype=torch.bool) for name in unet.modality_modules}
         recoverable = dict.fromkeys(available, True)
         states = assign_states(draws, available, recoverable, self.perception_share, self.shares)
+        if self.one_at_a_time:
+            drawn = torch.full_like(draws.timesteps, int(Presence.JOINT))
+            drawn[draws.presence[:, 0] >= self.shares.joint] = int(Presence.GIVEN)
+            drawn[draws.presence[:, 0] >= self.shares.joint + self.shares.given] = int(Presence.ABSENT)
+            for name, chosen in {"label": draws.presence[:, 1] < 0.5, "mask": draws.presence[:, 1] >= 0.5}.items():
+                state = torch.where(chosen, drawn, int(Presence.JOINT))
+                states[name] = torch.where(states["image"] == Presence.JOINT, state, states[name])
         if self.query_absent:
             drawn = torch.rand(len(batch["label"]), generator=generator) < self.query_absent
             for name in available:
@@ -230,6 +238,10 @@ ARMS: dict[str, Joint | Specialist] = {
         shares=PresenceShares(0.0, 0.6, 0.4),
         perception_share=0.25,
         query_weight=3.0,
+    ),
+    "one_at_a_time": Joint(one_at_a_time=True, shares=PresenceShares(0.3, 0.55, 0.15)),
+    "heads_one_at_a_time": Joint(
+        space="shared", aggregation="none", one_at_a_time=True, shares=PresenceShares(0.1, 0.75, 0.15)
     ),
     "label_leads": Joint(label_leads=3.0),
     "label_lags": Joint(label_leads=0.3),

@@ -45,6 +45,7 @@ from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser  # noqa: E402
 
 HERE = Path(__file__).parent
 BATCH, NUM_STEPS = 64, 20
+LITERAL_STEPS = 50  # ancestral, of the paper's scaling: it has no finite log-SNR, which DPM-Solver++ integrates over
 LABEL_SCALES, JOINT_SCALES = (1.0, 2.0), (1.0, 1.5)  # of joint models
 TUNING_SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)  # of the class-conditional one
 LEAK_TIMESTEPS = (50, 200, 500)
@@ -128,13 +129,15 @@ def bits_per_dim(unet, scheduler, judge: Judge) -> dict[str, float]:
 
 def score_joint(arm: Joint, model: nn.Module, judge: Judge) -> Scores:
     scheduler = arm.scheduler()
-    solver = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, **SOLVER)
-    pipeline = MultimodalMultitaskPipeline(model.unet, solver)
+    pipeline, num_steps = MultimodalMultitaskPipeline(model.unet, scheduler), LITERAL_STEPS
+    if arm.alpha_scaling == "schedule":
+        pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, **SOLVER)
+        num_steps = NUM_STEPS
     pipeline.set_progress_bar_config(disable=True)
     sample_in = JointSampler(pipeline, judge.num_samples)
 
     def sample(given: Mapping[str, torch.Tensor] | None = None, **arguments) -> dict[str, torch.Tensor]:
-        return sample_in(given, num_inference_steps=NUM_STEPS, **arguments)
+        return sample_in(given, num_inference_steps=num_steps, **arguments)
 
     read = sample({"image": judge.images})
     scores = {
