@@ -138,6 +138,9 @@ def test_every_joint_arm_has_its_line(benchmark):
     for name, arm in benchmark.make_arms().items():
         if isinstance(arm, benchmark.Joint):
             assert "--resume_from_checkpoint" in benchmark.training.launch_line(arm, name)
+    arm = benchmark.make_arms()["cifar10-label-heads"]
+    command = benchmark.training.joint_command(arm, "cifar10-label-heads", 0, benchmark.parse_args([]))
+    assert command[command.index("--modality") + 1] == "label:categorical:space=shared,aggregation=none"
 
 
 def test_held_out_images_are_not_sorted_by_class(benchmark, options):

@@ -4,8 +4,8 @@ All arms on one dataset have the same trunk, steps, batches, order of data, opti
 take 4,500 steps of batch 64, those on CamVid 3,000 of batch 32: about 20 minutes on one core that has bfloat16.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,10 +28,18 @@ Loss = Callable[[nn.Module, Batch, torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class Joint:
-    """A joint model; its launch line, with `--output_dir runs/<the arm's name>`, is in the README of an example."""
+    """A joint model; its launch line, with `--output_dir runs/<the arm's name>`, is in the README of an example.
+
+    Args:
+        example, data: folders of both.
+        variant_of: the arm whose line it shares.
+        options: of the command line, which the variant has instead.
+    """
 
     example: str
     data: str
+    variant_of: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,12 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
         "ddpm": Baseline(lambda: UNet2DModel(**TRUNK), ddpm_loss),
         # 2. image and label
         "cifar10-label": Joint("image_and_label", "cifar10"),
+        "cifar10-label-heads": Joint(  # the control: the label is recovered, and never in z
+            "image_and_label",
+            "cifar10",
+            variant_of="cifar10-label",
+            options={"--modality": "label:categorical:space=shared,aggregation=none"},
+        ),
         "class_conditional": Baseline(
             lambda: UNet2DModel(**TRUNK, num_class_embeds=NUM_CLASSES + 1), class_conditional_loss
         ),
@@ -171,7 +185,7 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
 
 TASKS = {
     "masked": ["cifar10-masked", "reconstruction_mse", "reconstruction_lpips", "mask_conditioned", "ddpm"],
-    "label": ["cifar10-label", "ddpm", "class_conditional", "classifier"],
+    "label": ["cifar10-label", "cifar10-label-heads", "ddpm", "class_conditional", "classifier"],
     "segmentation": ["segmenter_judge", "camvid-segmentation", "segmenter", "mask_to_image", "concatenated"],
     "representation": ["cifar10-embedding", "ddpm", "fashion-mnist-caption"],
 }

@@ -113,7 +113,7 @@ def score_classifier(model: nn.Module, rows: Rows, judge: Judge, read: LabelRead
 
 def score(name: str, model, rows: Rows, judge: Judge, read: LabelReader) -> None:
     """All rows of an arm of this task."""
-    if name == "cifar10-label":
+    if isinstance(model, MultimodalMultitaskPipeline):
         score_joint(model, rows, judge, read)
     elif name == "class_conditional":
         score_class_conditional(model, rows, judge, read)

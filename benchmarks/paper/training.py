@@ -43,7 +43,7 @@ def launch_line(arm: Joint, name: str) -> list[str]:
     text = (ROOT / "examples" / arm.example / "README.md").read_text(encoding="utf-8")
     for line in re.findall(r"^accelerate launch .*?(?<!\\)\n", text, re.M | re.S):
         words = shlex.split(line.replace("\\\n", " "))
-        if f"runs/{name}" in words:
+        if f"runs/{arm.variant_of or name}" in words:
             return words
     raise ValueError(f"examples/{arm.example}/README.md has no line that writes runs/{name}.")
 
@@ -61,6 +61,7 @@ def joint_command(arm: Joint, name: str, seed: int, args: argparse.Namespace) ->
     words = [word.replace(TEXT_ENCODER, args.text_encoder) for word in launch_line(arm, name)]
     words[words.index("examples/train_multimodal.py")] = str(ROOT / "examples/train_multimodal.py")
     options = {
+        **arm.options,
         "--seed": seed,
         "--output_dir": args.runs / f"{name}-{seed}",
         "--train_data_dir": args.data_dir / arm.data,
