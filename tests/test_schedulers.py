@@ -282,8 +282,16 @@ def test_paper_scaling():
 def test_paper_scaling_meets_zero_signal_with_a_message():
     scheduler = MultimodalDDPMScheduler(alpha_scaling="paper", modality_weights={"a": 1.0, "b": 1.0, "c": 1.0})
     z, encodings = normal(1, 1, 4, 4), {"a": normal(1, 1, 4, 4)}
+    with pytest.raises(ValueError, match="alpha_bar is 0 .* start at"):
+        scheduler.step(z, 999, z, encodings=encodings)
+    scheduler.set_timesteps(timesteps=[999, 0])  # alpha_bar is 0, then not: their ratio is known
     with pytest.raises(ValueError, match="alpha_bar = 0"):
         scheduler.step(z, 999, z, encodings=encodings)
+    of_data = MultimodalDDPMScheduler.from_config(scheduler.config, prediction_type="sample")
+    with pytest.raises(ValueError, match="start at"):
+        of_data.step(z, 999, z, encodings=encodings)
+    first = int((of_data.alphas_cumprod > 0).sum()) - 1
+    assert of_data.step(z, first, z, encodings=encodings).prev_sample.isfinite().all()
 
 
 @pytest.mark.parametrize(

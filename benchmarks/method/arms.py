@@ -41,6 +41,14 @@ class NotToldWhatIsGiven(MultimodalUNet2DModel):
         return super()._condition(hidden, embedding, {}, states)
 
 
+class LiteralScheduler(MultimodalDDPMScheduler):
+    """Ancestral sampling of the paper's scaling from where something is left of z_0: alpha_bar is 1e-19 at t = 40."""
+
+    def set_timesteps(self, num_inference_steps=None, device=None):
+        super().set_timesteps(self.config.num_train_timesteps, device)
+        self.timesteps = self.timesteps[-num_inference_steps:]
+
+
 def initialise(unet: MultimodalUNet2DModel) -> None:
     """Give what stands beside the trunk, and starts at zero, torch's own initialisation."""
     for module in [*unet.conv_condition.values(), unet.conv_reserved]:
@@ -90,7 +98,8 @@ class Joint:
     random_init: bool = False
 
     def scheduler(self) -> MultimodalDDPMScheduler:
-        return MultimodalDDPMScheduler(
+        cls = LiteralScheduler if self.alpha_scaling == "paper" else MultimodalDDPMScheduler
+        return cls(
             aggregation={"label": self.aggregation, "mask": self.aggregation},
             modality_weights={"label": self.weight * self.label_leads, "mask": self.weight},
             prediction_type=self.prediction_type,

@@ -45,7 +45,7 @@ from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser  # noqa: E402
 
 HERE = Path(__file__).parent
 BATCH, NUM_STEPS = 64, 20
-LITERAL_STEPS = 50  # ancestral, of the paper's scaling: it has no finite log-SNR, which DPM-Solver++ integrates over
+LITERAL_STEPS = 50  # ancestral, of the paper's scaling: it has no log-SNR, which DPM-Solver++ integrates over
 LABEL_SCALES, JOINT_SCALES = (1.0, 2.0), (1.0, 1.5)  # of joint models
 TUNING_SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)  # of the class-conditional one
 LEAK_TIMESTEPS = (50, 200, 500)

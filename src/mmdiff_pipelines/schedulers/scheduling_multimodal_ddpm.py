@@ -36,6 +36,12 @@ class MultimodalDDPMScheduler(MultimodalSchedulerMixin, DDPMScheduler):
 
     def _alpha_bars(self, timestep: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         previous = self.previous_timestep(timestep)
+        if self.config.alpha_scaling == "paper" and previous >= 0 and self.alphas_cumprod[previous] == 0:
+            first = int((self.alphas_cumprod > 0).sum()) - 1
+            raise ValueError(
+                f"`timestep` is {int(timestep)}: alpha_bar is 0 there and at the step that it goes to, {int(previous)}, "
+                f"by `alpha_scaling='paper'`, and their ratio is unknown; start at {first} or below."
+            )
         return self.alphas_cumprod[timestep], self.alphas_cumprod[previous] if previous >= 0 else self.one
 
     def step(
@@ -55,6 +61,9 @@ class MultimodalDDPMScheduler(MultimodalSchedulerMixin, DDPMScheduler):
             timestep: the current timestep.
             sample: (B, C_z, H, W), z_t; channels beyond C are reserved, where z_0 = 0.
             encodings: what is (expected to be) in z_t, name -> (B, C_z, H, W).
+
+        Raises:
+            ValueError: where the paper's literal scaling has left alpha_bar = 0 on both sides of the step.
         """
         return self._shifted_step(
             super().step, model_output, timestep, sample, encodings, return_dict, generator=generator
