@@ -235,6 +235,8 @@ ARMS: dict[str, Joint | Specialist] = {
     "shared_attached_target": Joint(**SHARED, learn_encoder=True, detach_target=False),
     # further ideas
     "query_weight_5": Joint(query_weight=5.0),
+    "query_weight_25": Joint(query_weight=25.0),
+    "given_query_10": Joint(query_weight=10.0, shares=PresenceShares(0.3, 0.5, 0.2)),
     "query_absent": Joint(query_absent=0.5),
     "no_absent": Joint(query_absent=1.0),
     "double_duty": Joint(
