@@ -111,6 +111,17 @@ def test_min_snr_weights_by_hand(unet, prediction_type):
     assert torch.equal(weighted.terms["label"], plain.terms["label"])
 
 
+def test_query_weight_is_a_factor_of_what_is_queried(unet):
+    inputs, scheduler = build_inputs(unet), scheduler_of()
+    timesteps, noise, _ = draw(unet, 4)
+    states = {"label": torch.tensor([Presence.QUERIED, Presence.JOINT, Presence.GIVEN, Presence.QUERIED])}
+    plain = multitask_loss(unet, scheduler, inputs, timesteps, noise, states)
+    weighted = multitask_loss(unet, scheduler, inputs, timesteps, noise, states, query_weight=3.0)
+    assert all(torch.equal(weighted.terms[name], term) for name, term in plain.terms.items())
+    queried = plain.terms["label"][[0, 3]].sum() / 4
+    torch.testing.assert_close(weighted.loss - plain.loss, 2 * queried)
+
+
 def test_uncertainty_weights_have_their_minimum_at_twice_the_loss():
     weights = UncertaintyWeights(["image", "label"])
     means = {"image": torch.tensor([0.02]), "label": torch.tensor([1.5])}

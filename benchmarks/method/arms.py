@@ -118,7 +118,7 @@ class Joint:
             unet.presence_embedding.requires_grad_(False)  # they start at zero
         weights = {"image": self.image_weight, "label": self.label_weight, "mask": self.mask_weight}
         task_weights = "uncertainty" if self.label_weight is None else weights
-        return MultitaskObjective(unet, self.scheduler(), task_weights, self.snr_gamma)
+        return MultitaskObjective(unet, self.scheduler(), task_weights, self.snr_gamma, self.query_weight)
 
     def loss(self, model: MultitaskObjective, batch: Mapping[str, torch.Tensor], generator: torch.Generator):
         unet = model.unet
@@ -144,11 +144,7 @@ class Joint:
             if self.detach_target
             else mock.patch.object(objective, "detached", lambda encodings: encodings)
         ):
-            loss, terms = model(inputs, draws.timesteps, draws.noise, states)
-        for name in available:
-            queried = (terms[name] * (states[name] == Presence.QUERIED)).mean()
-            loss = loss + (self.query_weight - 1) * model.task_weights.get(name, 0.0) * queried
-        return loss
+            return model(inputs, draws.timesteps, draws.noise, states)[0]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class MultitaskLossOutput:
     """The loss and what it is made of.
 
     Args:
-        loss: scalar, sum_i lambda_i mean(terms[i]); with learned weights, their log-variances too.
+        loss: scalar, sum_i lambda_i mean(terms[i]), queried rows by `query_weight`; with learned weights, their
+            log-variances too.
         terms: name -> (B,), "image" and one for each modality; 0 in the rows that carry no such loss.
     """
 
@@ -116,6 +117,7 @@ def multitask_loss(
     states: Mapping[str, torch.Tensor] | None = None,
     task_weights: Mapping[str, float] | UncertaintyWeights | None = None,
     snr_gamma: float | None = None,
+    query_weight: float = 1.0,
 ) -> MultitaskLossOutput:
     """The training loss: MSE on the sample-side target + sum_i lambda_i L2_i. All randomness is an argument.
 
@@ -128,6 +130,7 @@ def multitask_loss(
         states: name -> (B,) long of [`Presence`], "image" included; names left out are JOINT.
         task_weights: name -> lambda (1 where left out), or learned ones.
         snr_gamma: clip the weight of low noise levels at this SNR (5 in the paper); None for no weighting.
+        query_weight: a factor of the modalities' losses in the loss, in rows where they are QUERIED: perception.
 
     Returns:
         [`MultitaskLossOutput`].
@@ -158,7 +161,10 @@ def multitask_loss(
             terms[name] = model.modality_modules[name].loss(prediction, inputs[name])
     terms = {name: term * recovered(states[name]) for name, term in terms.items()}
     never = [name for name, modality in model.modality_modules.items() if not modality.joint]
-    return MultitaskLossOutput(loss=combine_terms(terms, task_weights, never), terms=terms)
+    weighted = {
+        name: term * torch.where(states[name] == Presence.QUERIED, query_weight, 1.0) for name, term in terms.items()
+    }
+    return MultitaskLossOutput(loss=combine_terms(weighted, task_weights, never), terms=terms)
 
 
 def combine_terms(

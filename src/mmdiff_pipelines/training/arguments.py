@@ -79,6 +79,7 @@ def _add_modalities(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--perception_share", type=float, default=0.25, help="rows whose image is given and the rest is queried"
     )
+    group.add_argument("--query_weight", type=float, default=1.0, help="a factor of the losses of what is queried")
     group.add_argument(
         "--state_shares", type=_argument(parse_shares), default=PresenceShares(),
         help="states of each modality in the other rows (default: joint=0.53,given=0.33,absent=0.14)",
@@ -290,6 +291,8 @@ def _check_ranges(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {value}; accepted: 1 or more")
     if not 0 <= args.perception_share <= 1:
         raise ValueError(f"--perception_share is {args.perception_share}; accepted: 0 to 1")
+    if args.query_weight <= 0:
+        raise ValueError(f"--query_weight is {args.query_weight}; accepted: a number above 0")
     if args.random_crop < 0:
         raise ValueError(f"--random_crop is {args.random_crop}; accepted: 0 or more")
 

@@ -116,7 +116,9 @@ class Trainer:
     def _build_optimizer(self) -> None:
         args = self.args
         scale = args.gradient_accumulation_steps * self.global_batch_size if args.scale_lr else 1
-        objective = MultitaskObjective(self.unet, self.scheduler, task_weights(args, self.options), args.snr_gamma)
+        objective = MultitaskObjective(
+            self.unet, self.scheduler, task_weights(args, self.options), args.snr_gamma, args.query_weight
+        )
         optimizer = torch.optim.AdamW(
             (parameter for parameter in objective.parameters() if parameter.requires_grad),
             lr=args.learning_rate * scale,

@@ -19,7 +19,7 @@ class MultitaskObjective(nn.Module):
         unet: the model.
         scheduler: a multimodal scheduler.
         task_weights: name -> lambda, or "uncertainty" to learn them.
-        snr_gamma: see [`multitask_loss`].
+        snr_gamma, query_weight: see [`multitask_loss`].
     """
 
     def __init__(
@@ -28,9 +28,10 @@ class MultitaskObjective(nn.Module):
         scheduler,
         task_weights: Mapping[str, float] | str,
         snr_gamma: float | None = None,
+        query_weight: float = 1.0,
     ):
         super().__init__()
-        self.unet, self.scheduler, self.snr_gamma = unet, scheduler, snr_gamma
+        self.unet, self.scheduler, self.snr_gamma, self.query_weight = unet, scheduler, snr_gamma, query_weight
         self.tasks = [ANCHOR, *(name for name, modality in unet.modality_modules.items() if modality.joint)]
         learned = task_weights == "uncertainty"
         self.uncertainty = UncertaintyWeights(self.tasks) if learned else None
@@ -46,6 +47,14 @@ class MultitaskObjective(nn.Module):
         """The loss, a scalar, and its terms, name -> (B,). Arguments as [`multitask_loss`]."""
         task_weights = self.task_weights if self.uncertainty is None else self.uncertainty
         output = multitask_loss(
-            self.unet, self.scheduler, inputs, timesteps, noise, states, task_weights, self.snr_gamma
+            self.unet,
+            self.scheduler,
+            inputs,
+            timesteps,
+            noise,
+            states,
+            task_weights,
+            self.snr_gamma,
+            self.query_weight,
         )
         return output.loss, {name: output.terms[name] for name in self.tasks}
