@@ -252,7 +252,7 @@ ARMS: dict[str, Joint | Specialist] = {
     ),
     "label_leads": Joint(label_leads=3.0),
     "label_lags": Joint(label_leads=0.3),
-    "label_lags_mask_leads": Joint(weight=3.0, label_leads=0.1),
+    "mask_lags": Joint(weight=0.3, label_leads=1 / 0.3),
     "random_init": Joint(random_init=True),
     "heads_random_init": Joint(
         space="shared", aggregation="none", shares=PresenceShares(0.1, 0.7, 0.2), random_init=True
