@@ -80,11 +80,6 @@ def encodings_in_z(
     }
 
 
-def detached(encodings: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The encodings as the target has them: an encoder is not to make itself easy to predict."""
-    return {name: encoding.detach() for name, encoding in encodings.items()}
-
-
 def min_snr_weights(scheduler, timesteps: torch.Tensor, snr_gamma: float) -> torch.Tensor:
     """Min-SNR weights (Hang et al., arXiv 2303.09556) of the MSE on this scheduler's target: (B,)."""
     snr = compute_snr(scheduler, timesteps)
@@ -147,9 +142,10 @@ def multitask_loss(
     timesteps = torch.where(states[ANCHOR] == Presence.GIVEN, 0, timesteps)
     encodings = model.encode(inputs)
     in_z = encodings_in_z(encodings, states)
+    detached = {name: encoding.detach() for name, encoding in in_z.items()}
 
     z_t = scheduler.add_noise(image, noise, timesteps, encodings=in_z)
-    target = scheduler.get_target(image, noise, timesteps, encodings=detached(in_z))
+    target = scheduler.get_target(image, noise, timesteps, encodings=detached)
     output = model(z_t, timesteps, encodings=encodings, states=states)
 
     image_loss = (output.sample.float() - target.float()).square().flatten(1).mean(1)
@@ -232,36 +228,32 @@ def elbo(
 
     Returns:
         (B,) float64 nats: "L0", "L1", "L3", "L2/<name>" for each modality (at the first noise level), their sum
-        "total"; and "bits_per_dim", what the image's channels have of L0 + L1 + L3 per dimension of the image: the code
-        of what stands in reserved channels is the modalities', and no bits of the image.
+        "total"; and "bits_per_dim", (L0 + L1 + L3) per dimension of the image.
     """
     image = inputs[ANCHOR].double()
+    batch_size, device = len(image), image.device
     encodings = {name: e.double() for name, e in model.encode(inputs).items() if name != ANCHOR}
     bound = _Bound(model, scheduler, image, encodings, _complete_states(model, inputs), generator)
 
     last = scheduler.config.num_train_timesteps - 1
-    prior = bound.prior(last)
+    terms = {"L0": bound.prior(last)}
     steps = torch.arange(1, last + 1)
     if num_timesteps is not None:
         steps = steps[torch.randperm(last, generator=generator)[:num_timesteps]]
-    posterior = sum((bound.posterior_match(int(t)) for t in steps), torch.zeros_like(prior))
-    posterior = posterior * (last / max(len(steps), 1))
-    reconstruction, predictions = bound.reconstruction()
-    terms = {"L0": prior.sum(0), "L1": posterior.sum(0), "L3": reconstruction}
+    posterior_terms = sum((bound.posterior_match(int(t)) for t in steps), torch.zeros(batch_size).double().to(device))
+    terms["L1"] = posterior_terms * (last / max(len(steps), 1))
+    terms["L3"], predictions = bound.reconstruction()
     for name, prediction in predictions.items():
         if name in inputs:
             terms[f"L2/{name}"] = model.modality_modules[name].nll(prediction.double(), inputs[name]).double()
     terms["total"] = sum(terms.values())
-    nats = prior[0] + posterior[0] + reconstruction
+    nats = terms["L0"] + terms["L1"] + terms["L3"]
     terms["bits_per_dim"] = nats / image[0].numel() / torch.log(torch.tensor(2.0, dtype=torch.float64))
     return terms
 
 
 class _Bound:
-    """The terms of `elbo` that a noise level has, each from one draw of z_t.
-
-    Divergences are (2, B): of the image's channels, and of the reserved ones.
-    """
+    """The terms of `elbo` that a noise level has, each from one draw of z_t."""
 
     def __init__(self, model, scheduler, image, encodings, states, generator):
         self.model, self.scheduler, self.generator = model, scheduler, generator
@@ -290,21 +282,14 @@ class _Bound:
         ).to(self.image.device)
         mean = self.scheduler.add_noise(self.image, noiseless, timesteps, encodings=self.encodings)
         variance = 1 - self.scheduler._broadcast_table(timesteps, torch.float64)
-        return self._divergence(mean, variance, torch.zeros_like(mean), torch.ones_like(mean))
+        return gaussian_kl(mean, variance.expand_as(mean), torch.zeros_like(mean), torch.ones_like(mean))
 
     def posterior_match(self, t: int) -> torch.Tensor:
         """One term of L1: both Gaussians have the variance of (4), so only the means count."""
         timesteps, z_t, z_0, _, predicted = self._read(t)
         mean, variance = self.scheduler.posterior(z_t, self.image, timesteps, self.encodings)
         model_mean, _ = self.scheduler.posterior(z_t, z_0, timesteps, predicted)
-        return self._divergence(mean, variance, model_mean, variance)
-
-    def _divergence(self, mean: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        """`gaussian_kl` of the image's channels and of the others; arguments broadcastable to the mean."""
-        channels = self.image.shape[1]
-        gaussians = [mean, *(values.expand_as(mean) for values in others)]
-        parts = [slice(None, channels), slice(channels, None)]
-        return torch.stack([gaussian_kl(*(values[:, part] for values in gaussians)) for part in parts])
+        return gaussian_kl(mean, variance, model_mean, variance)
 
     def reconstruction(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """L3 and the predictions at the first noise level: p(z_0 | z_1) has mean z_0-hat and variance 1 - a_1."""
