@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from .test_prepare_fashion_mnist import IDX_DIR
@@ -39,18 +41,30 @@ def folders(tmp_path_factory):
 def run_arms(scripts, folders, monkeypatch, *arms):
     """Train two steps, score, and read the JSONs."""
     monkeypatch.setattr(scripts["run"], "BATCH", 8)
-    monkeypatch.setattr(scripts["run"], "ELBO_TIMESTEPS", 2)
+    monkeypatch.setattr(scripts["run"], "BOUND_TIMESTEPS", 2)
+    monkeypatch.setattr(scripts["run"], "CHAIN_IMAGES", 8)
     options, folder = folders
     results = folder / "results"
     scripts["run"].main([*options, "--results", str(results), "--steps", "2", "--arms", *arms])
     return {arm: json.loads((results / f"{arm}-0.json").read_text()) for arm in arms}
 
 
-@pytest.mark.parametrize("arm", ["own_decay_1", "shared_attached_target", "double_duty"])
+@pytest.mark.parametrize("arm", ["own_decay_1", "shared_bridge_0.25", "double_duty"])
 def test_joint_arms(scripts, folders, monkeypatch, arm):
     scores = run_arms(scripts, folders, monkeypatch, arm)[arm]["scores"]
     assert set(scores) > JOINT_ROWS
     assert 0 < scores["likelihood"]["bits_per_dim"] < 100 and scores["joint"]["frechet_distance"] > 0
+
+
+def test_the_paper_s_scaling(scripts, folders, monkeypatch):
+    scores = run_arms(scripts, folders, monkeypatch, "paper_literal_50")["paper_literal_50"]["scores"]
+    assert all(np.isfinite(value) for row in scores.values() for value in row.values())
+
+
+@pytest.mark.parametrize("script", ["inference", "report"])
+def test_scripts_start_by_themselves(script):
+    command = [sys.executable, str(ROOT / "benchmarks/method" / f"{script}.py"), "--help"]
+    assert "usage" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def test_specialists(scripts, folders, monkeypatch):
@@ -64,7 +78,7 @@ def test_specialists(scripts, folders, monkeypatch):
 
 def test_what_is_done_is_kept(scripts, folders, monkeypatch):
     before = run_arms(scripts, folders, monkeypatch, "recovery_only")
-    assert set(before["recovery_only"]["scores"]) == {"image given", "leak"}
+    assert set(before["recovery_only"]["scores"]) == {"image given"}
     monkeypatch.setattr(scripts["run"], "train", None)
     assert run_arms(scripts, folders, monkeypatch, "recovery_only") == before
 

@@ -68,16 +68,19 @@ class Judge:
         return torch.arange(self.num_samples) % 10
 
 
-def batches(num_samples: int) -> Iterable[tuple[slice, torch.Generator]]:
+def batches(num_samples: int, seed: int = 0) -> Iterable[tuple[slice, torch.Generator]]:
     for start in range(0, num_samples, BATCH_SIZE):
-        yield slice(start, min(start + BATCH_SIZE, num_samples)), torch.Generator().manual_seed(1000 + start)
+        generator = torch.Generator().manual_seed(1000 + start + 1_000_000 * seed)
+        yield slice(start, min(start + BATCH_SIZE, num_samples)), generator
 
 
 @torch.no_grad()
-def sample_unet(unet, scheduler, num_steps: int, labels: torch.Tensor | None, scale: float, num_samples: int):
+def sample_unet(
+    unet, scheduler, num_steps: int, labels: torch.Tensor | None, scale: float, num_samples: int, seed: int = 0
+):
     """Images of a plain or class-conditional UNet2DModel, in [0, 1]; guided where `scale` is not 1."""
     done, size = [], unet.config.sample_size
-    for rows, generator in batches(num_samples):
+    for rows, generator in batches(num_samples, seed):
         z = torch.randn(rows.stop - rows.start, 1, size, size, generator=generator)
         scheduler.set_timesteps(num_steps)
         for t in scheduler.timesteps:
@@ -127,13 +130,13 @@ def score_specialists(judge: Judge, runs: Path) -> None:
 class JointSampler:
     """Samples of the joint pipeline, all rows put together."""
 
-    def __init__(self, pipeline: MultimodalMultitaskPipeline, num_samples: int):
-        self.pipeline, self.num_samples = pipeline, num_samples
+    def __init__(self, pipeline: MultimodalMultitaskPipeline, num_samples: int, seed: int = 0):
+        self.pipeline, self.num_samples, self.seed = pipeline, num_samples, seed
 
     def __call__(self, given: dict[str, torch.Tensor] | None = None, **arguments) -> dict[str, torch.Tensor]:
         parts: list[dict[str, torch.Tensor]] = []
         total = len(next(iter(given.values()))) if given else self.num_samples
-        for rows, generator in batches(total):
+        for rows, generator in batches(total, self.seed):
             known = {name: list(values[rows]) for name, values in (given or {}).items()}
             output = self.pipeline(
                 given=known, batch_size=rows.stop - rows.start, generator=generator, output_type="pt", **arguments

@@ -17,6 +17,7 @@ SILHOUETTE_THRESHOLD = 0.2
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def read_images(classifier: Classifier, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (n, 64) and classes (n,) that the independent classifier sees."""
     features = torch.cat([classifier.features(batch * 2 - 1) for batch in images.float().split(500)])

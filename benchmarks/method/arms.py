@@ -4,21 +4,25 @@ Every arm has the same trunk, data order, optimiser, averaging and number of ste
 same number of parameters within 2 %.
 """
 
+import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from unittest import mock
+from pathlib import Path
 
 import torch
-from baselines import TRUNK as TRUNK_32
-from baselines import Classifier, ddpm_loss, silhouette_loss, to_pixels
-from concatenated import ConcatenatedUNet, concatenated_loss, tuned_loss
-from diffusers import UNet2DModel
-from torch import nn
 
-from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalUNet2DModel, Presence, objective
-from mmdiff_pipelines.training.objective import MultitaskObjective
-from mmdiff_pipelines.training.states import PresenceShares, assign_states, draw_step
+
+sys.path.append(str(Path(__file__).parents[1] / "fashion_mnist"))
+
+from baselines import TRUNK as TRUNK_32  # noqa: E402
+from baselines import Classifier, classifier_loss, ddpm_loss, silhouette_loss, to_pixels  # noqa: E402
+from concatenated import ConcatenatedUNet, concatenated_loss, tuned_loss  # noqa: E402
+from diffusers import UNet2DModel  # noqa: E402
+from torch import nn  # noqa: E402
+
+from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalUNet2DModel, Presence  # noqa: E402
+from mmdiff_pipelines.training.objective import MultitaskObjective  # noqa: E402
+from mmdiff_pipelines.training.states import PresenceShares, StepDraws, assign_states, draw_step  # noqa: E402
 
 
 SIZE = 16
@@ -49,6 +53,17 @@ class LiteralScheduler(MultimodalDDPMScheduler):
         self.timesteps = self.timesteps[-num_inference_steps:]
 
 
+class AttachedScheduler(MultimodalDDPMScheduler):
+    """The target's encodings keep their gradient."""
+
+    def add_noise(self, original_samples, noise, timesteps, encodings=None):
+        self.attached = encodings
+        return super().add_noise(original_samples, noise, timesteps, encodings)
+
+    def get_target(self, original_samples, noise, timesteps, encodings=None):
+        return super().get_target(original_samples, noise, timesteps, self.attached)
+
+
 def initialise(unet: MultimodalUNet2DModel) -> None:
     """Give what stands beside the trunk, and starts at zero, torch's own initialisation."""
     for module in [*unet.conv_condition.values(), unet.conv_reserved]:
@@ -60,48 +75,73 @@ def initialise(unet: MultimodalUNet2DModel) -> None:
     nn.init.normal_(proj.weight, std=proj.in_features**-0.5)  # of unit variance, as an embedding of the class
 
 
+def one_at_a_time(draws: StepDraws, shares: PresenceShares) -> dict[str, torch.Tensor]:
+    """States of rows with a noised image, in which one modality at most is given or absent."""
+    state = torch.full_like(draws.timesteps, int(Presence.JOINT))
+    state[draws.presence[:, 0] >= shares.joint] = int(Presence.GIVEN)
+    state[draws.presence[:, 0] >= shares.joint + shares.given] = int(Presence.ABSENT)
+    of_label = draws.presence[:, 1] < 0.5
+    joint = torch.full_like(state, int(Presence.JOINT))
+    return {"label": torch.where(of_label, state, joint), "mask": torch.where(of_label, joint, state)}
+
+
 @dataclass(frozen=True)
 class Joint:
     """A joint model of image, label and silhouette mask.
 
     Args:
-        space, aggregation, weight: of both modalities: own or shared channels, the form of W, and c.
+        space, aggregation: of both modalities: own or shared channels, and the form of W.
+        c: the scale of W, of the label and of the mask.
         prediction_type, alpha_scaling: of the scheduler.
+        last_timestep: of training, exclusive.
         label_weight, mask_weight: lambda of their losses; None learns all of them.
         image_weight: 0 leaves recovery alone.
+        query_weight: a factor of the losses in rows whose modality is queried.
         presence: whether the network is told the state of every modality.
         given_path: whether it is told what is given, beside z_t.
-        learn_encoder: whether the label's patterns are trained.
+        learn_encoder, detach_target: whether the label's patterns are trained, and the target's encodings detached.
+        random_init: what is added to the trunk starts at random, as the class embedding of the class-conditional
+            model does, and not at zero.
         snr_gamma: of Min-SNR.
         shares, perception_share: of the presence states.
+        one_at_a_time: whether rows with a noised image have one modality at most that is given or absent; else the
+            states are drawn independently.
+        query_absent: the share of absent modalities, in rows with a noised image, that are queried instead; with 1,
+            guidance too is against what is queried.
     """
 
     space: str = "own"
     aggregation: str = "decay"
-    weight: float = 1.0
+    c: tuple[float, float] = (1.0, 1.0)
     prediction_type: str = "total_noise"
     alpha_scaling: str = "schedule"
+    last_timestep: int = 1000
     label_weight: float | None = 0.1
     mask_weight: float = 0.3
     image_weight: float = 1.0
+    query_weight: float = 1.0
     presence: bool = True
     given_path: bool = True
     learn_encoder: bool = False
+    detach_target: bool = True
+    random_init: bool = False
     snr_gamma: float | None = None
     shares: PresenceShares = field(default_factory=PresenceShares)
     perception_share: float = 0.35
-    detach_target: bool = True
-    query_weight: float = 1.0
-    query_absent: float = 0.0
-    label_leads: float = 1.0
     one_at_a_time: bool = False
-    random_init: bool = False
+    query_absent: float = 0.0
+
+    @property
+    def withheld_state(self) -> Presence:
+        """Of what guidance withholds."""
+        return Presence.QUERIED if self.query_absent == 1 else Presence.ABSENT
 
     def scheduler(self) -> MultimodalDDPMScheduler:
-        cls = LiteralScheduler if self.alpha_scaling == "paper" else MultimodalDDPMScheduler
+        cls = MultimodalDDPMScheduler if self.detach_target else AttachedScheduler
+        cls = LiteralScheduler if self.alpha_scaling == "paper" else cls
         return cls(
             aggregation={"label": self.aggregation, "mask": self.aggregation},
-            modality_weights={"label": self.weight * self.label_leads, "mask": self.weight},
+            modality_weights=dict(zip(("label", "mask"), self.c, strict=True)),
             prediction_type=self.prediction_type,
             alpha_scaling=self.alpha_scaling,
         )
@@ -121,30 +161,25 @@ class Joint:
         return MultitaskObjective(unet, self.scheduler(), task_weights, self.snr_gamma, self.query_weight)
 
     def loss(self, model: MultitaskObjective, batch: Mapping[str, torch.Tensor], generator: torch.Generator):
-        unet = model.unet
-        draws = draw_step(generator, len(batch["label"]), (unet.total_channels, SIZE, SIZE), 1000, 2)
-        available = {name: torch.ones(len(batch["label"]), dtype=torch.bool) for name in unet.modality_modules}
+        unet, size = model.unet, len(batch["label"])
+        draws = draw_step(generator, size, (unet.total_channels, SIZE, SIZE), self.last_timestep, 2)
+        inputs = {"image": to_pixels(batch["image"]), "label": batch["label"], "mask": batch["mask"].long()}
+        return model(inputs, draws.timesteps, draws.noise, self._states(draws, generator))[0]
+
+    def _states(self, draws: StepDraws, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        available = {name: torch.ones(len(draws.timesteps), dtype=torch.bool) for name in ("label", "mask")}
         recoverable = dict.fromkeys(available, True)
         states = assign_states(draws, available, recoverable, self.perception_share, self.shares)
+        noised = states["image"] == Presence.JOINT
         if self.one_at_a_time:
-            drawn = torch.full_like(draws.timesteps, int(Presence.JOINT))
-            drawn[draws.presence[:, 0] >= self.shares.joint] = int(Presence.GIVEN)
-            drawn[draws.presence[:, 0] >= self.shares.joint + self.shares.given] = int(Presence.ABSENT)
-            for name, chosen in {"label": draws.presence[:, 1] < 0.5, "mask": draws.presence[:, 1] >= 0.5}.items():
-                state = torch.where(chosen, drawn, int(Presence.JOINT))
-                states[name] = torch.where(states["image"] == Presence.JOINT, state, states[name])
+            for name, state in one_at_a_time(draws, self.shares).items():
+                states[name] = torch.where(noised, state, states[name])
         if self.query_absent:
-            drawn = torch.rand(len(batch["label"]), generator=generator) < self.query_absent
+            drawn = noised & (torch.rand(len(noised), generator=generator) < self.query_absent)
             for name in available:
-                rows = drawn & (states["image"] == Presence.JOINT) & (states[name] == Presence.ABSENT)
-                states[name] = torch.where(rows, int(Presence.QUERIED), states[name])
-        inputs = {"image": to_pixels(batch["image"]), "label": batch["label"], "mask": batch["mask"].long()}
-        with (
-            nullcontext()
-            if self.detach_target
-            else mock.patch.object(objective, "detached", lambda encodings: encodings)
-        ):
-            return model(inputs, draws.timesteps, draws.noise, states)[0]
+                absent = states[name] == Presence.ABSENT
+                states[name] = torch.where(drawn & absent, int(Presence.QUERIED), states[name])
+        return states
 
 
 @dataclass(frozen=True)
@@ -153,10 +188,6 @@ class Specialist:
 
     build: Callable[[], nn.Module]
     loss: Loss
-
-
-def classifier_loss(model: nn.Module, batch: Mapping[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-    return nn.functional.cross_entropy(model(to_pixels(batch["image"])).float(), batch["label"])
 
 
 def mask_conditioned_loss(
@@ -176,7 +207,20 @@ def mask_channel(masks: torch.Tensor) -> torch.Tensor:
     return masks[:, None].float() * 2 - 1
 
 
-SHARED = {"space": "shared", "aggregation": "bridge", "weight": 0.5}
+MOSTLY_GIVEN = PresenceShares(0.3, 0.5, 0.2)
+SHARED = {"space": "shared", "aggregation": "bridge", "c": (0.5, 0.5)}
+HEADS = {"space": "shared", "aggregation": "none"}
+LITERAL = {
+    "space": "shared",
+    "aggregation": "sqrt_bridge",
+    "alpha_scaling": "paper",
+    "prediction_type": "sample",  # noise cannot be sampled from: alpha_bar underflows to 0, and z_0 with it
+    "presence": False,
+    "given_path": False,
+    "perception_share": 0.0,
+    "shares": PresenceShares(1.0, 0.0, 0.0),
+}
+LITERAL_STEPS = 50
 ARMS: dict[str, Joint | Specialist] = {
     # specialists and rivals
     "classifier": Specialist(lambda: Classifier(TRUNK), classifier_loss),
@@ -188,33 +232,24 @@ ARMS: dict[str, Joint | Specialist] = {
     "concatenated_tuned": Specialist(lambda: ConcatenatedUNet(TRUNK), tuned_loss),
     "recovery_only": Joint(image_weight=0.0, perception_share=1.0),
     # where the modalities are, and when they emerge
-    "own_decay_0.3": Joint(weight=0.3),
-    "own_decay_1": Joint(),
-    "own_decay_3": Joint(weight=3.0),
-    "own_bridge_0.3": Joint(aggregation="bridge", weight=0.3),
-    "own_bridge_1": Joint(aggregation="bridge"),
-    "own_bridge_3": Joint(aggregation="bridge", weight=3.0),
     **{
-        f"shared_{aggregation}_{c}": Joint(space="shared", aggregation=aggregation, weight=c)
+        f"own_{aggregation}_{c:g}": Joint(aggregation=aggregation, c=(c, c))
+        for aggregation in ("decay", "bridge")
+        for c in (0.3, 1.0, 3.0)
+    },
+    **{
+        f"shared_{aggregation}_{c}": Joint(space="shared", aggregation=aggregation, c=(c, c))
         for aggregation in ("bridge", "sqrt_bridge")
         for c in (0.1, 0.25, 0.5, 1.0)
     },
-    "heads_only": Joint(space="shared", aggregation="none"),
-    "heads_mostly_given": Joint(space="shared", aggregation="none", shares=PresenceShares(0.1, 0.7, 0.2)),
-    "paper_literal": Joint(
-        space="shared",
-        aggregation="sqrt_bridge",
-        alpha_scaling="paper",
-        prediction_type="sample",  # noise cannot be sampled from: alpha_bar underflows to 0, and z_0 with it
-        presence=False,
-        given_path=False,
-        perception_share=0.0,
-        shares=PresenceShares(1.0, 0.0, 0.0),
-    ),
-    # the best arm, one switch off at a time
-    "epsilon_target": Joint(**SHARED, prediction_type="epsilon"),
+    "heads_only": Joint(**HEADS),
+    # the paper's scaling: with timesteps of the whole grid, of which one in fifty has anything left of z_0, and of these
+    "paper_literal": Joint(**LITERAL),
+    "paper_literal_50": Joint(**LITERAL, last_timestep=LITERAL_STEPS),
+    # one switch of own_decay_1 at a time; of shared_bridge_0.5, where own channels know no such switch
     "v_target": Joint(prediction_type="v_prediction"),
     "z_0_target": Joint(prediction_type="sample"),
+    "shared_epsilon_target": Joint(**SHARED, prediction_type="epsilon"),
     "no_presence": Joint(presence=False),
     "no_given_path": Joint(given_path=False),
     "min_snr": Joint(snr_gamma=5.0),
@@ -222,39 +257,34 @@ ARMS: dict[str, Joint | Specialist] = {
     "lambda_low": Joint(label_weight=0.01, mask_weight=0.03),
     "lambda_high": Joint(label_weight=1.0, mask_weight=3.0),
     "learned_encoder": Joint(learn_encoder=True),
+    "shared_learned_encoder": Joint(**SHARED, learn_encoder=True),
+    "shared_attached_target": Joint(**SHARED, learn_encoder=True, detach_target=False),
     "no_perception_rows": Joint(perception_share=0.0),
     "perception_0.2": Joint(perception_share=0.2),
     "perception_0.5": Joint(perception_share=0.5),
     "mostly_joint": Joint(shares=PresenceShares(0.8, 0.1, 0.1)),
-    "mostly_given": Joint(shares=PresenceShares(0.3, 0.5, 0.2)),
-    "shared_learned_encoder": Joint(**SHARED, learn_encoder=True),
-    "shared_attached_target": Joint(**SHARED, learn_encoder=True, detach_target=False),
+    "mostly_given": Joint(shares=MOSTLY_GIVEN),
     # further ideas
     "query_weight_5": Joint(query_weight=5.0),
     "query_weight_25": Joint(query_weight=25.0),
-    "given_query_10": Joint(query_weight=10.0, shares=PresenceShares(0.3, 0.5, 0.2)),
+    "given_query_10": Joint(query_weight=10.0, shares=MOSTLY_GIVEN),
+    "given_query_4": Joint(query_weight=4.0, shares=MOSTLY_GIVEN),
+    "given_query_10_random_init": Joint(query_weight=10.0, shares=MOSTLY_GIVEN, random_init=True),
     "query_absent": Joint(query_absent=0.5),
-    "no_absent": Joint(query_absent=1.0),
     "double_duty": Joint(
         query_absent=1.0, shares=PresenceShares(0.2, 0.45, 0.35), perception_share=0.25, query_weight=3.0
     ),
-    "heads_double_duty": Joint(
-        space="shared",
-        aggregation="none",
-        query_absent=1.0,
-        shares=PresenceShares(0.0, 0.6, 0.4),
-        perception_share=0.25,
-        query_weight=3.0,
-    ),
     "one_at_a_time": Joint(one_at_a_time=True, shares=PresenceShares(0.3, 0.55, 0.15)),
-    "heads_one_at_a_time": Joint(
-        space="shared", aggregation="none", one_at_a_time=True, shares=PresenceShares(0.1, 0.75, 0.15)
-    ),
-    "label_leads": Joint(label_leads=3.0),
-    "label_lags": Joint(label_leads=0.3),
-    "mask_lags": Joint(weight=0.3, label_leads=1 / 0.3),
+    "heads_one_at_a_time": Joint(**HEADS, one_at_a_time=True, shares=PresenceShares(0.1, 0.75, 0.15)),
+    "heads_mostly_given": Joint(**HEADS, shares=MOSTLY_GIVEN),
+    "label_leads": Joint(c=(3.0, 1.0)),
+    "label_lags": Joint(c=(0.3, 1.0)),
+    "mask_lags": Joint(c=(1.0, 0.3)),
     "random_init": Joint(random_init=True),
-    "heads_random_init": Joint(
-        space="shared", aggregation="none", shares=PresenceShares(0.1, 0.7, 0.2), random_init=True
-    ),
 }
+# the arms that are compared, with several seeds and at every guidance scale; all others are the screening
+MAIN_ARMS = (
+    "ddpm", "class_conditional", "mask_conditioned", "classifier", "silhouette_unet", "concatenated",
+    "concatenated_tuned", "recovery_only", "paper_literal_50", "heads_only", "heads_one_at_a_time",
+    "shared_bridge_0.25", "own_decay_1", "given_query_4",
+)  # fmt: skip

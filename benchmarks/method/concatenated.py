@@ -1,4 +1,4 @@
-"""The strongest rival: one DDPM over the concatenated channels, with a timestep of its own for each modality.
+"""The rival: one DDPM over the concatenated channels, with a timestep of its own for each modality.
 
 That is UniDiffuser's way (Bao et al., arXiv 2303.06555): a clean modality is at timestep 0, an unknown one is noise at
 T, and the network, which knows all timesteps, serves every direction. Labels and masks are the same maps as in the joint
@@ -54,14 +54,6 @@ class ConcatenatedUNet(nn.Module):
         """One channel: (B, 1, H, W)."""
         return values if name == "image" else getattr(self, name).encode(values)
 
-    def decode(self, z_0: torch.Tensor) -> dict[str, torch.Tensor]:
-        pooled = F.adaptive_avg_pool2d(z_0[:, 1:2], self.label.grid).flatten(1)
-        return {
-            "image": (z_0[:, :1] / 2 + 0.5).clamp(0, 1),
-            "label": (pooled @ self.label.table.T).argmax(1),
-            "mask": (z_0[:, 2] * (self.mask.codes[1] - self.mask.codes[0]) > 0).long(),
-        }
-
 
 def concatenated_loss(model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor], generator: torch.Generator):
     """Timesteps drawn independently, as UniDiffuser does."""
@@ -104,10 +96,11 @@ def sample_concatenated(
     num_steps: int,
     scale: float,
     generator: torch.Generator,
-) -> dict[str, torch.Tensor]:
-    """Samples of what is not given, by SDE-DPM-Solver++; guided, where `scale` is not 1, against noise in its place.
+) -> torch.Tensor:
+    """Samples of all channels (B, 3, H, W) by SDE-DPM-Solver++, what is given as it is.
 
-    The image is clipped, and the codes of the modalities, which exceed 1, are not.
+    Guided, where `scale` is not 1, against noise in its place. Each channel's estimate of z_0 is clipped to the range
+    that its data have.
     """
     size = model.unet.config.sample_size
     z = torch.randn(batch_size, 3, size, size, generator=generator)
@@ -116,6 +109,7 @@ def sample_concatenated(
     )
     scheduler.set_timesteps(num_steps)
     known = {CHANNELS[name]: model.encode(name, values) for name, values in given.items()}
+    limits = torch.tensor([1.0, model.label.table.abs().max(), 1.0]).view(1, 3, 1, 1)
     for t in scheduler.timesteps:
         timesteps = torch.full((batch_size, 3), int(t))
         for channel, encoding in known.items():
@@ -130,8 +124,17 @@ def sample_concatenated(
             output = free + scale * (output - free)
         alpha_bar = scheduler.alphas_cumprod[t]
         z_0 = (z - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
-        z_0[:, 0].clamp_(-1, 1)
-        z = scheduler.step(z_0, t, z, generator=generator).prev_sample
+        z = scheduler.step(z_0.clamp(-limits, limits), t, z, generator=generator).prev_sample
     for channel, encoding in known.items():
         z[:, channel : channel + 1] = encoding
-    return model.decode(z)
+    return z
+
+
+def decode(model: ConcatenatedUNet, z_0: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The image in [0, 1], and label and mask of the nearest codes."""
+    pooled = F.adaptive_avg_pool2d(z_0[:, 1:2], model.label.grid).flatten(1)
+    return {
+        "image": (z_0[:, :1] / 2 + 0.5).clamp(0, 1),
+        "label": (pooled @ model.label.table.T).argmax(1),
+        "mask": (z_0[:, 2] * (model.mask.codes[1] - model.mask.codes[0]) > 0).long(),
+    }

@@ -41,6 +41,7 @@ from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser
 
 
 BEST = SOLVER["algorithm_type"]
+MODALITIES = ("label", "mask")
 Row = tuple[str, Callable[[], dict[str, float]]]
 
 
@@ -56,15 +57,21 @@ def drawn_encodings(unet) -> Iterator[None]:
 
 
 def read_label(unet, scheduler, images: torch.Tensor, t: int, draws: int) -> torch.Tensor:
-    """Class probabilities off images noised to t, the label queried, averaged over draws: (n, 10)."""
+    """Class probabilities averaged over draws, (n, 10): at t = 0 off the given image, as it is trained; later off a
+    noised image whose label is joint and yet not in z.
+    """
     generator = torch.Generator().manual_seed(t)
     timesteps = torch.full((len(images),), t)
-    states = {name: torch.full_like(timesteps, Presence.QUERIED) for name in unet.modality_modules}
+    states = {name: torch.full_like(timesteps, Presence.QUERIED if t == 0 else Presence.JOINT) for name in MODALITIES}
+    if t == 0:
+        states["image"] = torch.full_like(timesteps, Presence.GIVEN)
+    encodings = unet.encode({"image": images * 2 - 1})
     total = 0
     for _ in range(draws):
         noise = torch.randn(len(images), unet.total_channels, SIZE, SIZE, generator=generator)
         z_t = scheduler.add_noise(images * 2 - 1, noise, timesteps)
-        total = total + unet(z_t, timesteps, states=states).predictions["label"].float().softmax(1)
+        predictions = unet(z_t, timesteps, encodings=encodings, states=states).predictions
+        total = total + predictions["label"].float().softmax(1)
     return total / draws
 
 
@@ -136,7 +143,7 @@ def sample_churned(unet, scheduler, count: int, steps: int, churn: float) -> dic
         noise = (z - shift - alpha_bar.sqrt() * z_0) / (1 - alpha_bar).sqrt()
         z = alpha_bar_next.sqrt() * z_0 + shift_next + (1 - alpha_bar_next).sqrt() * noise
     modules, predictions = unet.modality_modules, output.predictions
-    read = {name: modules[name].estimate(predictions[name]) for name in ("label", "mask")}
+    read = {name: modules[name].estimate(predictions[name]) for name in MODALITIES}
     return {"image": (z_0 / 2 + 0.5).clamp(0, 1)} | read
 
 
@@ -144,17 +151,20 @@ class Study:
     """All rows of the study of one trained arm."""
 
     def __init__(self, arm: str, unet, judge: Judge):
-        self.unet, self.judge, self.ancestral = unet, judge, ARMS[arm].scheduler()
+        self.arm, self.unet, self.judge, self.ancestral = ARMS[arm], unet, judge, ARMS[arm].scheduler()
         self.pipeline = MultimodalMultitaskPipeline(unet, self.ancestral)
         self.pipeline.set_progress_bar_config(disable=True)
         self.sample = JointSampler(self.pipeline, judge.num_samples)
 
     def solver(self, kind: str):
+        """All with the same timesteps, but for the ancestral one as checkpoints have it."""
         config = self.ancestral.config
-        if kind == "ancestral":
+        if kind == "ancestral, leading":
             return self.ancestral
+        if kind == "ancestral":
+            return type(self.ancestral).from_config(config, timestep_spacing="trailing")
         if kind == "DDIM":
-            return MultimodalDDIMScheduler.from_config(config)
+            return MultimodalDDIMScheduler.from_config(config, timestep_spacing="trailing")
         return MultimodalDPMSolverMultistepScheduler.from_config(config, **SOLVER | {"algorithm_type": kind})
 
     def together(self, kind: str = BEST, num_inference_steps: int = NUM_STEPS, **arguments) -> dict[str, float]:
@@ -204,7 +214,7 @@ class Study:
         return self.accuracy(read_label(self.unet, self.ancestral, self.judge.images[:2000], t, draws))
 
     def by_likelihood(self, draws: int, with_head: bool) -> dict[str, float]:
-        """The label under which the image is denoised best, by itself or as a second opinion on the head's."""
+        """The label under which the image is denoised best; by itself, or added as it is to the head's logarithms."""
         images = self.judge.images[:2000]
         scores = label_likelihoods(self.unet, self.ancestral, images, draws)
         if with_head:
@@ -224,6 +234,9 @@ class Study:
                     yield f"{kind}, {steps}, {discrete}", partial(together, kind)
                 for eta in (0.0, 0.5, 1.0):
                     yield f"DDIM eta {eta:g}, {steps}, {discrete}", partial(together, "DDIM", eta=eta)
+        for steps in (20, 50):
+            row = partial(self.together, "ancestral, leading", steps, discrete="draw_first")
+            yield f"ancestral with leading timesteps, {steps}, draw_first", row
         for kind in ("ancestral", BEST):
             yield f"{kind}, 250, draw_first", partial(self.together, kind, 250, discrete="draw_first")
         for steps in (20, 50):
@@ -232,6 +245,8 @@ class Study:
         yield "drawn encodings", self.drawn
         for threshold in (0.5, 0.8, 0.95):
             yield f"commit {threshold:g}", partial(self.together, discrete="commit", commit_threshold=threshold)
+        yield "label given", partial(self.from_labels, 1.0)
+        yield "mask given", partial(self.from_masks, 1.0)
         for scale in (1.25, 1.5, 2.0, 3.0):
             row = partial(self.together, discrete="draw_first", guidance_scale=scale)
             yield f"draw_first, guidance {scale:g}", row
@@ -241,11 +256,12 @@ class Study:
         for t in (0, 20, 50, 100):
             for draws in (1, 4, 16):
                 yield f"read at t = {t}, {draws} draws", partial(self.read, t, draws)
-        yield "walk the chain, 50 ancestral", self.walked
+        if self.arm.space == "own":  # in shared space, the image's channels are the modalities' too
+            yield "walk the chain, 50 ancestral", self.walked
         for with_head in (False, True):
             row = f"label by likelihood, 8 draws{', and the head' if with_head else ''}"
             yield row, partial(self.by_likelihood, 8, with_head)
-        for name in ("label", "mask"):  # does the other one help, or is it in the way?
+        for name in MODALITIES:  # does the other one help, or is it in the way?
             yield f"{name} given, the other ABSENT", partial(self.alone, name)
 
 
@@ -286,7 +302,8 @@ def main(argv: list[str] | None = None) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
         for arm in args.arms:
             unet = load_unet(arm, args.seed, args.runs)
-            score_rows(folder / f"{arm}-{args.seed}.json", Study(arm, unet, judge).rows())
+            with mock.patch.object(SubsetDenoiser, "withheld_state", ARMS[arm].withheld_state):
+                score_rows(folder / f"{arm}-{args.seed}.json", Study(arm, unet, judge).rows())
 
 
 if __name__ == "__main__":

@@ -13,26 +13,21 @@ instructions. All images are sampled with 20 calls of SDE-DPM-Solver++, which su
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest import mock
 
 import torch
+from arms import ARMS, LITERAL_STEPS, MAIN_ARMS, SIZE, TRUNK, Joint, mask_channel  # first: it finds the next ones
+from baselines import Classifier, Run, load_arrays
+from concatenated import decode, sample_concatenated
+from diffusers import DPMSolverMultistepScheduler
+from evaluate import BATCH_SIZE, SOLVER, JointSampler, Judge, batches, sample_unet
+from metrics import calibration_error, mask_iou, silhouettes
+from safetensors.torch import load_file
+from torch import nn
 
-
-sys.path.append(str(Path(__file__).parents[1] / "fashion_mnist"))
-
-from arms import ARMS, SIZE, TRUNK, Joint, mask_channel  # noqa: E402
-from baselines import Classifier, Run, load_arrays  # noqa: E402
-from concatenated import sample_concatenated  # noqa: E402
-from diffusers import DPMSolverMultistepScheduler  # noqa: E402
-from evaluate import BATCH_SIZE, SOLVER, JointSampler, Judge, batches, sample_unet  # noqa: E402
-from metrics import calibration_error, mask_iou, silhouettes  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from torch import nn  # noqa: E402
-
-from mmdiff_pipelines import (  # noqa: E402
+from mmdiff_pipelines import (
     MultimodalDDPMScheduler,
     MultimodalDPMSolverMultistepScheduler,
     MultimodalMultitaskPipeline,
@@ -40,16 +35,16 @@ from mmdiff_pipelines import (  # noqa: E402
     Presence,
     elbo,
 )
-from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser  # noqa: E402
+from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser
 
 
 HERE = Path(__file__).parent
 BATCH, NUM_STEPS = 64, 20
-LITERAL_STEPS = 50  # ancestral, of the paper's scaling: it has no log-SNR, which DPM-Solver++ integrates over
-LABEL_SCALES, JOINT_SCALES = (1.0, 2.0), (1.0, 1.5)  # of joint models
-TUNING_SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)  # of the class-conditional one
+SCALES = (1.0, 1.25, 1.5, 2.0)  # of guidance
+SCREENED_JOINT, SCREENED_LABELS = (1.0, 1.5), (1.0, 2.0)
 LEAK_TIMESTEPS = (50, 200, 500)
-ELBO_IMAGES, ELBO_TIMESTEPS = 100, 200
+BOUND_IMAGES, BOUND_TIMESTEPS = 40, None
+CHAINS, CHAIN_IMAGES = 4, 1000  # the rival's label and mask of an image: the mean of so many samples
 Scores = dict[str, dict[str, float]]
 
 
@@ -119,22 +114,31 @@ def leak(unet, scheduler, judge: Judge) -> dict[str, float]:
 
 
 def bits_per_dim(unet, scheduler, judge: Judge) -> dict[str, float]:
-    rows = slice(0, ELBO_IMAGES)
-    inputs = {"image": judge.images[rows] * 2 - 1, "label": judge.labels[rows], "mask": judge.masks[rows]}
-    inputs = {name: values for name, values in inputs.items() if name in unet.channel_slices}
+    """Of the image alone, the modalities ABSENT: the one bound that all arms have in common."""
+    inputs = {"image": judge.images[:BOUND_IMAGES] * 2 - 1}
     with torch.autocast("cpu", enabled=False):
-        bound = elbo(unet, scheduler, inputs, torch.Generator().manual_seed(0), ELBO_TIMESTEPS)
+        bound = elbo(unet, scheduler, inputs, torch.Generator().manual_seed(0), BOUND_TIMESTEPS)
     return {"bits_per_dim": bound["bits_per_dim"].mean().item()}
 
 
-def score_joint(arm: Joint, model: nn.Module, judge: Judge) -> Scores:
-    scheduler = arm.scheduler()
-    pipeline, num_steps = MultimodalMultitaskPipeline(model.unet, scheduler), LITERAL_STEPS
-    if arm.alpha_scaling == "schedule":
-        pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, **SOLVER)
-        num_steps = NUM_STEPS
+def drawn_labels(judge: Judge, seed: int) -> torch.Tensor:
+    """Of an image and a label together: the label is drawn from the data's classes, and the image given it."""
+    return torch.randint(0, 10, (judge.num_samples,), generator=torch.Generator().manual_seed(seed))
+
+
+def agreement_given_labels(judge: Judge, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    return judge.quality(images) | {"label_agreement": judge.agreement(images, labels)}
+
+
+def score_joint(arm: str, model: nn.Module, judge: Judge, seed: int) -> Scores:
+    options: Joint = ARMS[arm]
+    literal, compared = options.alpha_scaling == "paper", arm in MAIN_ARMS
+    scheduler, num_steps = options.scheduler(), LITERAL_STEPS if literal else NUM_STEPS
+    pipeline = MultimodalMultitaskPipeline(model.unet, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    sample_in = JointSampler(pipeline, judge.num_samples)
+    if not literal:  # it has no log-SNR, which DPM-Solver++ integrates over
+        pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, **SOLVER)
+    sample_in = JointSampler(pipeline, judge.num_samples, seed)
 
     def sample(given: Mapping[str, torch.Tensor] | None = None, **arguments) -> dict[str, torch.Tensor]:
         return sample_in(given, num_inference_steps=num_steps, **arguments)
@@ -146,99 +150,108 @@ def score_joint(arm: Joint, model: nn.Module, judge: Judge) -> Scores:
             "calibration_error": calibration_error(read["label_probabilities"], judge.labels),
             "mask_iou": mask_iou(read["mask"], judge.masks),
         },
-        "leak": leak(model.unet, scheduler, judge),
     }
-    if arm.image_weight == 0:
+    if options.image_weight == 0:
         return scores
     scores["joint"] = quality_and_agreement(judge, sample())
-    for scale in JOINT_SCALES:
+    for scale in SCALES if compared else SCREENED_JOINT:
         samples = sample(discrete="draw_first", guidance_scale=scale)
         scores[f"joint, draw first, guidance {scale:g}"] = quality_and_agreement(judge, samples)
-    for scale in LABEL_SCALES:
+    for scale in SCALES if compared else SCREENED_LABELS:
         images = sample({"label": judge.balanced_labels()}, guidance_scale=scale)["image"]
         scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
     scores["mask given"] = given_mask(judge, sample({"mask": judge.masks[: judge.num_samples]})["image"])
-    scores["likelihood"] = bits_per_dim(model.unet, scheduler, judge)
+    if not literal:
+        scores["leak"] = leak(model.unet, scheduler, judge)
+    if compared and not literal:
+        scores["likelihood"] = bits_per_dim(model.unet, scheduler, judge)
     return scores
 
 
-def score_concatenated(model: nn.Module, judge: Judge) -> Scores:
-    def sample(given: Mapping[str, torch.Tensor], scale: float = 1.0) -> dict[str, torch.Tensor]:
+def score_concatenated(model: nn.Module, judge: Judge, seed: int) -> Scores:
+    def sample(given: Mapping[str, torch.Tensor], scale: float = 1.0, offset: int = 0) -> torch.Tensor:
         total = len(next(iter(given.values()))) if given else judge.num_samples
-        parts = [
-            sample_concatenated(
-                model, {n: v[rows] for n, v in given.items()}, rows.stop - rows.start, NUM_STEPS, scale, generator
-            )
-            for rows, generator in batches(total)
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        parts = []
+        for rows, generator in batches(total, seed + offset):
+            known = {name: values[rows] for name, values in given.items()}
+            parts.append(sample_concatenated(model, known, rows.stop - rows.start, NUM_STEPS, scale, generator))
+        return torch.cat(parts)
 
-    read = sample({"image": judge.images[:2000] * 2 - 1})
+    def images(given: Mapping[str, torch.Tensor], scale: float) -> torch.Tensor:
+        return decode(model, sample(given, scale))["image"]
+
+    rows = slice(0, CHAIN_IMAGES)
+    chains = [sample({"image": judge.images[rows] * 2 - 1}, offset=chain) for chain in range(CHAINS)]
+    read = decode(model, torch.stack(chains).mean(0))
     scores = {
         "image given": {
-            "label_accuracy": (read["label"] == judge.labels[:2000]).float().mean().item(),
-            "mask_iou": mask_iou(read["mask"], judge.masks[:2000]),
+            "label_accuracy": (read["label"] == judge.labels[rows]).float().mean().item(),
+            "mask_iou": mask_iou(read["mask"], judge.masks[rows]),
         },
-        "joint": quality_and_agreement(judge, sample({})),
+        "joint": quality_and_agreement(judge, decode(model, sample({}))),
     }
-    for scale in LABEL_SCALES:
-        images = sample({"label": judge.balanced_labels()}, scale)["image"]
-        scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
-    scores["mask given"] = given_mask(judge, sample({"mask": judge.masks[: judge.num_samples]})["image"])
+    labels = drawn_labels(judge, seed)
+    for scale in SCALES:
+        drawn = agreement_given_labels(judge, images({"label": labels}, scale), labels)
+        scores[f"joint, draw first, guidance {scale:g}"] = drawn
+    for scale in SCALES:
+        scores[f"label given, guidance {scale:g}"] = given_label(
+            judge, images({"label": judge.balanced_labels()}, scale)
+        )
+    scores["mask given"] = given_mask(judge, images({"mask": judge.masks[: judge.num_samples]}, 1.0))
     return scores
 
 
-def sample_specialist(unet: nn.Module, labels: torch.Tensor | None, scale: float, num_samples: int) -> torch.Tensor:
-    return sample_unet(unet, DPMSolverMultistepScheduler(**SOLVER), NUM_STEPS, labels, scale, num_samples)
+def sample_specialist(
+    unet: nn.Module, labels: torch.Tensor | None, scale: float, num_samples: int, seed: int
+) -> torch.Tensor:
+    scheduler = DPMSolverMultistepScheduler(**SOLVER)
+    return sample_unet(unet, scheduler, NUM_STEPS, labels, scale, num_samples, seed)
 
 
-def score_ddpm(unet: nn.Module, judge: Judge) -> Scores:
+def score_ddpm(unet: nn.Module, judge: Judge, seed: int) -> Scores:
     alone = MultimodalUNet2DModel.from_unet(unet).eval()
     return {
-        "joint": judge.quality(sample_specialist(unet, None, 1.0, judge.num_samples)),
+        "joint": judge.quality(sample_specialist(unet, None, 1.0, judge.num_samples, seed)),
         "likelihood": bits_per_dim(alone, MultimodalDDPMScheduler(prediction_type="epsilon"), judge),
     }
 
 
-def score_class_conditional(unet: nn.Module, judge: Judge) -> Scores:
-    scores = {}
-    # an image and a label together: the label drawn from the data's classes, the image given it
-    drawn = torch.randint(0, 10, (judge.num_samples,), generator=torch.Generator().manual_seed(0))
-    for scale in TUNING_SCALES:
-        images = sample_specialist(unet, drawn, scale, judge.num_samples)
-        agreement = {"label_agreement": judge.agreement(images, drawn)}
-        scores[f"joint, draw first, guidance {scale:g}"] = judge.quality(images) | agreement
-    for scale in TUNING_SCALES:
-        images = sample_specialist(unet, judge.balanced_labels(), scale, judge.num_samples)
+def score_class_conditional(unet: nn.Module, judge: Judge, seed: int) -> Scores:
+    scores, drawn = {}, drawn_labels(judge, seed)
+    for scale in SCALES:
+        images = sample_specialist(unet, drawn, scale, judge.num_samples, seed)
+        scores[f"joint, draw first, guidance {scale:g}"] = agreement_given_labels(judge, images, drawn)
+    for scale in SCALES:
+        images = sample_specialist(unet, judge.balanced_labels(), scale, judge.num_samples, seed)
         scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
     return scores
 
 
 class WithMask(nn.Module):
-    """A mask-conditioned UNet, its masks fixed, as a plain one."""
+    """A mask-conditioned UNet as a plain one, its masks those of the rows of each batch in turn."""
 
     def __init__(self, unet: nn.Module, masks: torch.Tensor):
         super().__init__()
-        self.unet, self.config, self.masks = unet, unet.config, masks
+        self.unet, self.config, self.masks, self.calls = unet, unet.config, masks.split(BATCH_SIZE), 0
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor):
-        return self.unet(torch.cat([sample, mask_channel(self.masks)], dim=1), timestep)
+        masks = self.masks[self.calls // NUM_STEPS]
+        self.calls += 1
+        return self.unet(torch.cat([sample, mask_channel(masks)], dim=1), timestep)
 
 
-def score_mask_conditioned(unet: nn.Module, judge: Judge) -> Scores:
-    parts = []
-    for rows, _ in batches(judge.num_samples):
-        masks = judge.masks[rows]
-        parts.append(sample_specialist(WithMask(unet, masks), None, 1.0, len(masks)))
-    return {"mask given": given_mask(judge, torch.cat(parts))}
+def score_mask_conditioned(unet: nn.Module, judge: Judge, seed: int) -> Scores:
+    masks = judge.masks[: judge.num_samples]
+    return {"mask given": given_mask(judge, sample_specialist(WithMask(unet, masks), None, 1.0, len(masks), seed))}
 
 
-def score_silhouette_unet(unet: nn.Module, judge: Judge) -> Scores:
+def score_silhouette_unet(unet: nn.Module, judge: Judge, seed: int) -> Scores:
     masks = torch.cat([unet(batch * 2 - 1, 0).sample.argmax(1) for batch in judge.images.split(BATCH_SIZE)])
     return {"image given": {"mask_iou": mask_iou(masks, judge.masks)}}
 
 
-def score_classifier(model: nn.Module, judge: Judge) -> Scores:
+def score_classifier(model: nn.Module, judge: Judge, seed: int) -> Scores:
     probabilities = torch.cat([model(batch).float().softmax(1) for batch in (judge.images * 2 - 1).split(BATCH_SIZE)])
     accuracy = (probabilities.argmax(1) == judge.labels).float().mean().item()
     return {
@@ -249,7 +262,7 @@ def score_classifier(model: nn.Module, judge: Judge) -> Scores:
     }
 
 
-SCORERS: dict[str, Callable[[nn.Module, Judge], Scores]] = {
+SCORERS: dict[str, Callable[[nn.Module, Judge, int], Scores]] = {
     "classifier": score_classifier,
     "ddpm": score_ddpm,
     "class_conditional": score_class_conditional,
@@ -261,14 +274,20 @@ SCORERS: dict[str, Callable[[nn.Module, Judge], Scores]] = {
 
 
 @torch.no_grad()
-def score(arm: str, model: nn.Module, judge: Judge) -> Scores:
+def score(arm: str, model: nn.Module, judge: Judge, seed: int) -> Scores:
     if isinstance(ARMS[arm], Joint):
-        withheld = Presence.QUERIED if ARMS[arm].query_absent == 1 else Presence.ABSENT
-        with mock.patch.object(SubsetDenoiser, "withheld_state", withheld):
-            scores = score_joint(ARMS[arm], model, judge)
+        with mock.patch.object(SubsetDenoiser, "withheld_state", ARMS[arm].withheld_state):
+            scores = score_joint(arm, model, judge, seed)
     else:
-        scores = SCORERS[arm](model, judge)
+        scores = SCORERS[arm](model, judge, seed)
     return {how: {name: round(value, 4) for name, value in row.items()} for how, row in scores.items()}
+
+
+def score_real_images(data: Mapping[str, torch.Tensor], judge: Judge, seed: int) -> Scores:
+    """As many training images as are sampled: what the best of samples would have."""
+    rows = torch.randperm(len(data["label"]), generator=torch.Generator().manual_seed(seed))[: judge.num_samples]
+    images, labels = data["image"][rows][:, None].float() / 255, data["label"][rows]
+    return {"joint": agreement_given_labels(judge, images, labels)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -293,13 +312,15 @@ def main(argv: list[str] | None = None) -> None:
     TRUNK["block_out_channels"] = tuple(args.width * channels for channels in TRUNK["block_out_channels"])
     args.results.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
+        reference = args.results / f"real_images-{seed}.json"
+        reference.write_text(json.dumps({"scores": score_real_images(data, judge, seed)}, indent=2) + "\n")
         for arm in args.arms:
             path = args.results / f"{arm}-{seed}.json"
             if path.exists():
                 continue
             model = train(arm, seed, args, data)
             with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-                scores = score(arm, model, judge)
+                scores = score(arm, model, judge, seed)
             training = json.loads((args.runs / f"{arm}-{seed}" / "training.json").read_text())
             path.write_text(json.dumps({"training": training, "scores": scores}, indent=2) + "\n")
             print(arm, seed, json.dumps(scores), flush=True)
