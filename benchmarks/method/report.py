@@ -2,9 +2,10 @@
 
     python benchmarks/method/report.py --plots benchmarks/method > benchmarks/method/RESULTS.md
 
-Where an arm has several seeds: the mean, and the standard deviation over seeds behind it. The last line of a table is the
-noise of its columns: the standard deviation over seeds, pooled over the arms that have several. A difference of single
-seeds says something beyond about three times that, of means over three seeds beyond about twice.
+Where an arm has several seeds: the mean, and the standard deviation over seeds behind it; seeds vary the training and the
+samples. The last line of a table is the noise of its columns, the standard deviation over seeds pooled over arms, for a
+Frechet distance in parts of itself. A difference of two single seeds says something beyond about three times that, of two
+means over three seeds beyond about twice.
 """
 
 import argparse
@@ -18,49 +19,51 @@ import matplotlib
 
 
 matplotlib.use("Agg")
+from arms import MAIN_ARMS  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 
 
 RESULTS = Path(__file__).parent / "results"
+SHOWN_DISTANCE = 20
 Runs = dict[str, list[dict]]
 Column = tuple[str, list[str], str, int]  # title, ways of sampling in order of preference, score, digits
 
-JOINT, GUIDED = ["joint, draw first, guidance 1", "joint"], ["joint, draw first, guidance 1.5"]
-MAIN_COLUMNS: list[Column] = [
-    ("FD joint", JOINT, "frechet_distance", 2),
-    ("×1.5", GUIDED, "frechet_distance", 2),
-    ("label agrees", JOINT, "label_agreement", 3),
-    ("×1.5", GUIDED, "label_agreement", 3),
-    ("FD of labels", ["label given, guidance 1"], "frechet_distance", 2),
-    ("×2", ["label given, guidance 2"], "frechet_distance", 2),
-    ("label kept", ["label given, guidance 1"], "label_accuracy", 3),
-    ("×2", ["label given, guidance 2"], "label_accuracy", 3),
+PLAIN, GUIDED, DRAWN, GIVEN = (
+    "joint",
+    "joint, draw first, guidance 1.5",
+    "joint, draw first, guidance {}",
+    "label given, guidance {}",
+)
+SCALES = ("1", "1.25", "1.5", "2")
+FIRST = [DRAWN.format(1), PLAIN]
+SCREENING_COLUMNS: list[Column] = [
+    ("FD joint", FIRST, "frechet_distance", 2),
+    ("×1.5", [GUIDED], "frechet_distance", 2),
+    ("label agrees", FIRST, "label_agreement", 3),
+    ("×1.5", [GUIDED], "label_agreement", 3),
+    ("FD of labels", [GIVEN.format(1)], "frechet_distance", 2),
+    ("×2", [GIVEN.format(2)], "frechet_distance", 2),
+    ("label kept", [GIVEN.format(1)], "label_accuracy", 3),
+    ("×2", [GIVEN.format(2)], "label_accuracy", 3),
     ("FD of masks", ["mask given"], "frechet_distance", 2),
     ("mask kept", ["mask given"], "mask_iou", 3),
     ("label read", ["image given"], "label_accuracy", 3),
     ("mask read", ["image given"], "mask_iou", 3),
 ]
 DETAIL_COLUMNS: list[Column] = [
-    ("FD joint, expected", ["joint"], "frechet_distance", 2),
-    ("label agrees, expected", ["joint"], "label_agreement", 3),
-    ("mask agrees", JOINT, "mask_agreement", 3),
-    ("precision", JOINT, "precision", 3),
-    ("recall", JOINT, "recall", 3),
-    ("precision of labels ×2", ["label given, guidance 2"], "precision", 3),
-    ("recall", ["label given, guidance 2"], "recall", 3),
+    ("FD joint, plain chain", [PLAIN], "frechet_distance", 2),
+    ("label agrees", [PLAIN], "label_agreement", 3),
+    ("mask agrees, draw first", FIRST, "mask_agreement", 3),
+    ("precision", FIRST, "precision", 3),
+    ("recall", FIRST, "recall", 3),
+    ("precision of labels ×2", [GIVEN.format(2)], "precision", 3),
+    ("recall", [GIVEN.format(2)], "recall", 3),
     ("calibration error", ["image given"], "calibration_error", 3),
     ("bits/dim", ["likelihood"], "bits_per_dim", 2),
 ]
 LEAK_COLUMNS: list[Column] = [
     (f"{how}, t = {t}", ["leak"], f"{how}_{t}", 3) for t in (50, 200, 500) for how in ("true", "missing", "wrong")
 ]
-SCALING_COLUMNS = [column for column in MAIN_COLUMNS if column[0] not in ("mask kept", "×2")]
-# the arms of the comparison itself, with three seeds; all others are the screening, with one
-MAIN_ARMS = (
-    "ddpm", "class_conditional", "mask_conditioned", "classifier", "silhouette_unet", "concatenated",
-    "concatenated_tuned", "recovery_only", "paper_literal", "heads_only", "heads_mostly_given", "shared_bridge_0.5",
-    "own_decay_1", "own_decay_1_best",
-)  # fmt: skip
 
 
 def read_runs(folder: Path = RESULTS) -> Runs:
@@ -84,44 +87,99 @@ def cell(values: list[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
 
 
-def noise(columns: list[list[float]], digits: int) -> str:
-    """The standard deviation over seeds, pooled over arms."""
+def noise(columns: list[list[float]], score: str, digits: int) -> str:
+    """The standard deviation over seeds, pooled over arms; of a distance relative to it, which spans decades."""
     repeated = [values for values in columns if len(values) > 1]
     if not repeated:
         return ""
+    relative = score == "frechet_distance"
     freedom = sum(len(values) - 1 for values in repeated)
-    return f"{math.sqrt(sum(statistics.variance(v) * (len(v) - 1) for v in repeated) / freedom):.{digits + 1}f}"
+    squares = (
+        statistics.variance(values) * (len(values) - 1) / (statistics.mean(values) ** 2 if relative else 1)
+        for values in repeated
+    )
+    deviation = math.sqrt(sum(squares) / freedom)
+    return f"{deviation:.0%}" if relative else f"{deviation:.{digits + 1}f}"
 
 
-def table(runs: Runs, columns: list[Column], first: str = "arm") -> str:
-    lines = [f"| {first} | seeds | {' | '.join(title for title, *_ in columns)} |", f"|{'---|' * (len(columns) + 2)}"]
+def best_scale(runs: list[dict], way: str) -> str | None:
+    """The guidance scale with the smallest mean distance, of those that all runs have."""
+    distances = {scale: values_of(runs, [way.format(scale)], "frechet_distance") for scale in SCALES}
+    means = {
+        scale: statistics.mean(values) for scale, values in distances.items() if values and len(values) == len(runs)
+    }
+    return min(means, key=means.get) if means else None
+
+
+def table(runs: Runs, columns: list[Column]) -> str:
+    lines = [f"| arm | seeds | {' | '.join(title for title, *_ in columns)} |", f"|{'---|' * (len(columns) + 2)}"]
     scores = {
         arm: [values_of(arm_runs, ways, score) for _, ways, score, _ in columns] for arm, arm_runs in runs.items()
     }
-    digits = [column[3] for column in columns]
     for arm, values in scores.items():
-        cells = [cell(v, d) for v, d in zip(values, digits, strict=True)]
+        cells = [cell(v, column[3]) for v, column in zip(values, columns, strict=True)]
         if any(cells):
             lines.append(f"| {arm} | {len(runs[arm])} | {' | '.join(cells)} |")
-    spread = [noise(list(column), d) for column, d in zip(zip(*scores.values(), strict=True), digits, strict=True)]
+    spread = [
+        noise(list(v), *column[2:]) for v, column in zip(zip(*scores.values(), strict=True), columns, strict=True)
+    ]
     if any(spread):
         lines.append(f"| *noise* | | {' | '.join(spread)} |")
     return "\n".join(lines)
 
 
-def tuning_table(runs: Runs) -> str:
-    """The class-conditional model at every guidance scale."""
-    lines = ["| guidance | FD, labels drawn | label agrees | FD, labels given | label kept |", f"|{'---|' * 5}"]
-    arm_runs = runs["class_conditional"]
-    for scale in ("1", "1.25", "1.5", "2", "3"):
-        drawn, given = f"joint, draw first, guidance {scale}", f"label given, guidance {scale}"
-        cells = [
-            cell(values_of(arm_runs, [drawn], "frechet_distance"), 2),
-            cell(values_of(arm_runs, [drawn], "label_agreement"), 3),
-            cell(values_of(arm_runs, [given], "frechet_distance"), 2),
-            cell(values_of(arm_runs, [given], "label_accuracy"), 3),
-        ]
-        lines.append(f"| {scale} | {' | '.join(cells)} |")
+def main_columns(arm_runs: list[dict]) -> list[Column]:
+    """The main table's columns, an arm's guidance at its own best scale."""
+    drawn, given = best_scale(arm_runs, DRAWN), best_scale(arm_runs, GIVEN)
+    best_drawn, best_given = [DRAWN.format(drawn)], [GIVEN.format(given)]
+    return [
+        ("FD joint", FIRST, "frechet_distance", 2),
+        ("agrees", FIRST, "label_agreement", 3),
+        ("guided", best_drawn, "frechet_distance", 2),
+        ("agrees", best_drawn, "label_agreement", 3),
+        ("FD of labels", [GIVEN.format(1)], "frechet_distance", 2),
+        ("kept", [GIVEN.format(1)], "label_accuracy", 3),
+        ("guided", best_given, "frechet_distance", 2),
+        ("kept", best_given, "label_accuracy", 3),
+        ("kept ×2", [GIVEN.format(2)], "label_accuracy", 3),
+        ("FD of masks", ["mask given"], "frechet_distance", 2),
+        ("mask kept", ["mask given"], "mask_iou", 3),
+        ("label read", ["image given"], "label_accuracy", 3),
+        ("mask read", ["image given"], "mask_iou", 3),
+    ]
+
+
+def main_table(runs: Runs) -> str:
+    titles = [title for title, *_ in main_columns([])]
+    lines = [f"| arm | seeds | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 2)}"]
+    columns: list[list[list[float]]] = [[] for _ in titles]
+    for arm, arm_runs in runs.items():
+        chosen = main_columns(arm_runs)
+        values = [values_of(arm_runs, ways, score) for _, ways, score, _ in chosen]
+        cells = [cell(v, column[3]) for v, column in zip(values, chosen, strict=True)]
+        for place, way in ((2, DRAWN), (6, GIVEN)):
+            if cells[place]:
+                cells[place] += f" (×{best_scale(arm_runs, way)})"
+        lines.append(f"| {arm} | {len(arm_runs)} | {' | '.join(cells)} |")
+        for column, v in zip(columns, values, strict=True):
+            column.append(v)
+    spread = [noise(v, *column[2:]) for v, column in zip(columns, main_columns([]), strict=True)]
+    return "\n".join([*lines, f"| *noise* | | {' | '.join(spread)} |"] if any(spread) else lines)
+
+
+def guidance_table(runs: Runs) -> str:
+    """Distance and agreement at every scale, drawn and given labels."""
+    ways = [(way, scale) for way in (DRAWN, GIVEN) for scale in SCALES]
+    titles = [f"{'drawn' if way is DRAWN else 'given'} ×{scale}" for way, scale in ways]
+    lines = [f"| arm | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 1)}"]
+    for arm, arm_runs in runs.items():
+        cells = []
+        for way, scale in ways:
+            distance = values_of(arm_runs, [way.format(scale)], "frechet_distance")
+            kept = values_of(arm_runs, [way.format(scale)], "label_agreement" if way is DRAWN else "label_accuracy")
+            cells.append(f"{statistics.mean(distance):.2f}, {statistics.mean(kept):.3f}" if distance else "")
+        if all(cells):
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -157,23 +215,25 @@ def inference_table(rows: dict[str, dict[str, float]]) -> str:
 def cost_table(runs: Runs) -> str:
     lines = ["| arm | parameters | images |", "|---|---|---|"]
     for arm, arm_runs in runs.items():
-        training = arm_runs[0]["training"]
+        if (training := arm_runs[0].get("training")) is None:
+            continue
         lines.append(f"| {arm} | {training['parameters']:,} | {training['images_seen']:,} |")
     return "\n".join(lines)
 
 
 def plot_frontier(runs: Runs, path: Path) -> None:
-    """Image quality against agreement of image and label drawn together, an arm a line from guidance 1 to 1.5."""
+    """Image quality against agreement of image and label drawn together, an arm a line over its guidance scales."""
     figure, axes = pyplot.subplots(figsize=(9, 7), layout="constrained")
     for arm, arm_runs in runs.items():
         points = []
-        for ways in (JOINT, GUIDED):
-            x, y = values_of(arm_runs, ways, "frechet_distance"), values_of(arm_runs, ways, "label_agreement")
+        for scale in SCALES:
+            x = values_of(arm_runs, [DRAWN.format(scale)], "frechet_distance")
+            y = values_of(arm_runs, [DRAWN.format(scale)], "label_agreement")
             if x and y:
                 points.append((statistics.mean(x), statistics.mean(y)))
-        if not points:
+        if not points or points[0][0] > SHOWN_DISTANCE:
             continue
-        strong = {"linewidth": 2.5} if arm in MAIN_ARMS else {"linewidth": 0.8, "alpha": 0.6}
+        strong = {"linewidth": 2} if arm in MAIN_ARMS else {"linewidth": 0.6, "alpha": 0.6}
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, **strong)
         axes.annotate(arm, points[-1], fontsize=8 if arm in MAIN_ARMS else 6)
     axes.set_xscale("log")
@@ -211,17 +271,17 @@ def main() -> None:
         plot_frontier(runs, args.plots / "frontier.png")
         if studies:
             plot_solvers(studies, args.plots / "solvers.png")
-    main_runs = {arm: runs[arm] for arm in MAIN_ARMS if arm in runs}
-    print(f"# The method, arm by arm\n\n## Main table\n\n{table(main_runs, MAIN_COLUMNS)}")
-    print(f"\nThe class-conditional model's guidance:\n\n{tuning_table(runs)}")
-    print(f"\n## Screening\n\n{table(runs, MAIN_COLUMNS)}")
+    main_runs = {arm: runs[arm] for arm in ("real_images", *MAIN_ARMS) if arm in runs}
+    print(f"# The method, arm by arm\n\n## Main table\n\n{main_table(main_runs)}")
+    print(f"\n## Guidance: distance, agreement\n\n{guidance_table(main_runs)}")
+    print(f"\n## Screening\n\n{table(runs, SCREENING_COLUMNS)}")
     print(f"\n## More scores\n\n{table(runs, DETAIL_COLUMNS)}")
-    print(f"\n## Leaks: accuracy of the label head\n\n{table(runs, LEAK_COLUMNS)}")
+    print(f"\n## What the label head reads: a true code, none, a wrong one\n\n{table(runs, LEAK_COLUMNS)}")
     scaling = scaling_runs(runs)
     if len(scaling) > 1:
         print("\n## Scaling")
         for setting, setting_runs in scaling.items():
-            print(f"\n{setting.replace('_', ' ')}:\n\n{table(setting_runs, SCALING_COLUMNS)}")
+            print(f"\n{setting.replace('_', ' ')}:\n\n{main_table(setting_runs)}")
     for arm, rows in studies.items():
         print(f"\n## Inference: {arm}\n\n{inference_table(rows)}")
     print(f"\n## Cost\n\n{cost_table(runs)}")
