@@ -27,6 +27,7 @@ from run import (
     given_label,
     given_mask,
     load_judge,
+    make_parser,
     quality_and_agreement,
 )
 from safetensors.torch import load_file
@@ -282,15 +283,9 @@ def score_rows(path: Path, computations: Iterator[Row]) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, required=True, help="what examples/fashion_mnist/prepare.py wrote")
-    parser.add_argument("--runs", type=Path, required=True, help="the --runs of run.py, which trained the arms")
+    parser = make_parser(__doc__)
     parser.add_argument("--arms", nargs="+", default=["own_decay_1"], help="joint arms of arms.py")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_samples", type=int, default=1000, help="images a row")
-    parser.add_argument(
-        "--mixed_precision", choices=["no", "bf16"], default="bf16", help="bf16 is slow on CPUs without it"
-    )
     return parser.parse_args(argv)
 
 

@@ -290,19 +290,25 @@ def score_real_images(data: Mapping[str, torch.Tensor], judge: Judge, seed: int)
     return {"joint": agreement_given_labels(judge, images, labels)}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The options that training and the inference study share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="what examples/fashion_mnist/prepare.py wrote")
-    parser.add_argument("--runs", type=Path, required=True, help="weights and checkpoints go here")
+    parser.add_argument("--runs", type=Path, required=True, help="weights and checkpoints of the arms")
+    parser.add_argument("--num_samples", type=int, default=1000, help="images a row")
+    parser.add_argument(
+        "--mixed_precision", choices=["no", "bf16"], default="bf16", help="bf16 is slow on CPUs without it"
+    )
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--width", type=int, default=1, help="a factor of the trunk's channels")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="the folder of the JSONs")
-    parser.add_argument("--num_samples", type=int, default=1000, help="images a row")
-    parser.add_argument(
-        "--mixed_precision", choices=["no", "bf16"], default="bf16", help="bf16 is slow on CPUs without it"
-    )
     return parser.parse_args(argv)
 
 
