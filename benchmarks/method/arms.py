@@ -269,6 +269,8 @@ ARMS: dict[str, Joint | Specialist] = {
     "query_weight_25": Joint(query_weight=25.0),
     "given_query_10": Joint(query_weight=10.0, shares=MOSTLY_GIVEN),
     "given_query_4": Joint(query_weight=4.0, shares=MOSTLY_GIVEN),
+    "given_query_4_min_snr": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, snr_gamma=5.0),
+    "given_query_4_perception_0.5": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, perception_share=0.5),
     "given_query_10_random_init": Joint(query_weight=10.0, shares=MOSTLY_GIVEN, random_init=True),
     "query_absent": Joint(query_absent=0.5),
     "double_duty": Joint(
