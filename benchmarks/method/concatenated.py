@@ -20,6 +20,7 @@ from mmdiff_pipelines.training.states import PresenceShares, assign_states, draw
 
 
 CHANNELS = {"image": 0, "label": 1, "mask": 2}
+TUNED_WEIGHTS = (3.0, 0.3, 0.9)  # of their errors: 1, 0.1 and 0.3 of the image's mean
 
 
 class ModalityTimes(nn.Module):
@@ -62,7 +63,9 @@ def concatenated_loss(model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor]
 
 
 def tuned_loss(model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor], generator: torch.Generator):
-    """Timesteps as they are at inference, in the shares of the joint model's presence states: equal, 0 or T - 1."""
+    """Timesteps as they are at inference, in the shares of the joint model's presence states: equal, 0 or T - 1; and the
+    joint model's weights of the tasks.
+    """
     size = len(batch["label"])
     draws = draw_step(generator, size, (1, 1, 1), 1000, 2)
     available = {name: torch.ones(size, dtype=torch.bool) for name in ("label", "mask")}
@@ -73,11 +76,15 @@ def tuned_loss(model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor], gener
         # given the image, what is asked for is at the timestep of a chain of its own
         columns.append(torch.where(states[name] == Presence.GIVEN, 0, draws.timesteps))
         columns[-1] = torch.where(states[name] == Presence.ABSENT, 999, columns[-1])
-    return _noise_loss(model, batch, torch.stack(columns, dim=1), generator)
+    return _noise_loss(model, batch, torch.stack(columns, dim=1), generator, TUNED_WEIGHTS)
 
 
 def _noise_loss(
-    model: ConcatenatedUNet, batch: Mapping[str, torch.Tensor], timesteps: torch.Tensor, generator: torch.Generator
+    model: ConcatenatedUNet,
+    batch: Mapping[str, torch.Tensor],
+    timesteps: torch.Tensor,
+    generator: torch.Generator,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> torch.Tensor:
     values = {"image": to_pixels(batch["image"]), "label": batch["label"], "mask": batch["mask"].long()}
     z_0 = torch.cat([model.encode(name, values[name]) for name in CHANNELS], dim=1)
@@ -85,7 +92,7 @@ def _noise_loss(
     alpha_bar = DDPMScheduler().alphas_cumprod[timesteps][:, :, None, None]
     output = model(alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * noise, timesteps).float()
     noised = (timesteps > 0)[:, :, None, None]  # at 0 a channel is taken for clean, and its noise is not asked for
-    return ((output - noise).square() * noised).mean()
+    return ((output - noise).square() * noised * torch.tensor(weights).view(1, 3, 1, 1)).mean()
 
 
 @torch.no_grad()
