@@ -92,6 +92,7 @@ class Joint:
     Args:
         space, aggregation: of both modalities: own or shared channels, and the form of W.
         c: the scale of W, of the label and of the mask.
+        label_code: channels of the label's patterns, and cells a side; 10 and 1 are one-hot planes.
         prediction_type, alpha_scaling: of the scheduler.
         last_timestep: of training, exclusive.
         label_weight, mask_weight: lambda of their losses; None learns all of them.
@@ -113,6 +114,7 @@ class Joint:
     space: str = "own"
     aggregation: str = "decay"
     c: tuple[float, float] = (1.0, 1.0)
+    label_code: tuple[int, int] = (1, 4)
     prediction_type: str = "total_noise"
     alpha_scaling: str = "schedule"
     last_timestep: int = 1000
@@ -149,7 +151,9 @@ class Joint:
     def build(self) -> nn.Module:
         """The model with its objective."""
         cls = MultimodalUNet2DModel if self.given_path else NotToldWhatIsGiven
-        label = {"type": "categorical", "num_classes": 10, "space": self.space, "learn_encoder": self.learn_encoder}
+        channels, grid = self.label_code
+        label = {"type": "categorical", "num_classes": 10, "channels": channels, "grid": grid}
+        label |= {"space": self.space, "learn_encoder": self.learn_encoder}
         mask = {"type": "segmentation", "num_classes": 2, "space": self.space}
         unet = cls(**TRUNK, modalities={"label": label, "mask": mask})
         if self.random_init:
@@ -283,6 +287,8 @@ ARMS: dict[str, Joint | Specialist] = {
     "label_lags": Joint(c=(0.3, 1.0)),
     "mask_lags": Joint(c=(1.0, 0.3)),
     "random_init": Joint(random_init=True),
+    "label_planes": Joint(label_code=(10, 1), c=(0.3, 1.0)),
+    "given_query_4_label_planes": Joint(label_code=(10, 1), c=(0.3, 1.0), query_weight=4.0, shares=MOSTLY_GIVEN),
 }
 # the arms that are compared, with several seeds and at every guidance scale; all others are the screening
 MAIN_ARMS = (
