@@ -45,6 +45,23 @@ class NotToldWhatIsGiven(MultimodalUNet2DModel):
         return super()._condition(hidden, embedding, {}, states)
 
 
+class PooledReading(MultimodalUNet2DModel):
+    """A joint modality in own channels is read by the path of what is given too: its noisy channels, pooled."""
+
+    def impose_given(self, sample, encodings, states):
+        self.seen = super().impose_given(sample, encodings, states)
+        return self.seen
+
+    def _condition(self, hidden, embedding, encodings, states):
+        hidden, embedding = super()._condition(hidden, embedding, encodings, states)
+        for name, modality in self.modality_modules.items():
+            joint = (states[name] == Presence.JOINT).view(-1, 1, 1, 1)
+            condition = modality.condition((self.seen[:, self.channel_slices[name]] * joint).to(hidden.dtype))
+            if condition is not None:
+                embedding = embedding + condition
+        return hidden, embedding
+
+
 class LiteralScheduler(MultimodalDDPMScheduler):
     """Ancestral sampling of the paper's scaling from where something is left of z_0: alpha_bar is 1e-19 at t = 40."""
 
@@ -100,6 +117,7 @@ class Joint:
         query_weight: a factor of the losses in rows whose modality is queried.
         presence: whether the network is told the state of every modality.
         given_path: whether it is told what is given, beside z_t.
+        pooled_reading: whether the label's noisy channel is read by the path of a given label too.
         learn_encoder, detach_target: whether the label's patterns are trained, and the target's encodings detached.
         random_init: what is added to the trunk starts at random, as the class embedding of the class-conditional
             model does, and not at zero.
@@ -124,6 +142,7 @@ class Joint:
     query_weight: float = 1.0
     presence: bool = True
     given_path: bool = True
+    pooled_reading: bool = False
     learn_encoder: bool = False
     detach_target: bool = True
     random_init: bool = False
@@ -151,6 +170,7 @@ class Joint:
     def build(self) -> nn.Module:
         """The model with its objective."""
         cls = MultimodalUNet2DModel if self.given_path else NotToldWhatIsGiven
+        cls = PooledReading if self.pooled_reading else cls
         channels, grid = self.label_code
         label = {"type": "categorical", "num_classes": 10, "channels": channels, "grid": grid}
         label |= {"space": self.space, "learn_encoder": self.learn_encoder}
@@ -287,6 +307,9 @@ ARMS: dict[str, Joint | Specialist] = {
     "label_lags": Joint(c=(0.3, 1.0)),
     "mask_lags": Joint(c=(1.0, 0.3)),
     "random_init": Joint(random_init=True),
+    "pooled_reading": Joint(pooled_reading=True),
+    "given_query_4_pooled": Joint(pooled_reading=True, query_weight=4.0, shares=MOSTLY_GIVEN),
+    "given_query_10_pooled": Joint(pooled_reading=True, query_weight=10.0, shares=MOSTLY_GIVEN),
     "label_planes": Joint(label_code=(10, 1), c=(0.3, 1.0)),
     "given_query_4_label_planes": Joint(label_code=(10, 1), c=(0.3, 1.0), query_weight=4.0, shares=MOSTLY_GIVEN),
 }
