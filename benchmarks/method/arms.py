@@ -293,6 +293,7 @@ ARMS: dict[str, Joint | Specialist] = {
     "query_weight_25": Joint(query_weight=25.0),
     "given_query_10": Joint(query_weight=10.0, shares=MOSTLY_GIVEN),
     "given_query_4": Joint(query_weight=4.0, shares=MOSTLY_GIVEN),
+    "bridge_given_query_4": Joint(aggregation="bridge", query_weight=4.0, shares=MOSTLY_GIVEN),
     "given_query_4_min_snr": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, snr_gamma=5.0),
     "given_query_4_perception_0.5": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, perception_share=0.5),
     "given_query_10_random_init": Joint(query_weight=10.0, shares=MOSTLY_GIVEN, random_init=True),
@@ -317,5 +318,5 @@ ARMS: dict[str, Joint | Specialist] = {
 MAIN_ARMS = (
     "ddpm", "class_conditional", "mask_conditioned", "classifier", "silhouette_unet", "concatenated",
     "concatenated_tuned", "recovery_only", "paper_literal_50", "heads_only", "heads_one_at_a_time",
-    "shared_bridge_0.25", "own_decay_1", "given_query_4",
+    "shared_bridge_0.25", "own_decay_1", "own_bridge_1", "given_query_4", "bridge_given_query_4",
 )  # fmt: skip
