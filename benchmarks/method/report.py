@@ -233,9 +233,11 @@ def plot_frontier(runs: Runs, path: Path) -> None:
                 points.append((statistics.mean(x), statistics.mean(y)))
         if not points or points[0][0] > SHOWN_DISTANCE:
             continue
-        strong = {"linewidth": 2} if arm in MAIN_ARMS else {"linewidth": 0.6, "alpha": 0.6}
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, **strong)
-        axes.annotate(arm, points[-1], fontsize=8 if arm in MAIN_ARMS else 6)
+        if arm in MAIN_ARMS:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=2, label=arm)
+        else:  # the screening, in the background
+            axes.plot(*zip(*points, strict=True), color="0.8", linewidth=0.6, zorder=0)
+    axes.legend()
     axes.set_xscale("log")
     axes.set_xlabel("Fréchet distance of joint samples (lower is better)")
     axes.set_ylabel("label agreement (higher is better)")
