@@ -173,23 +173,12 @@ class Study:
         samples = self.sample(num_inference_steps=num_inference_steps, **arguments)
         return quality_and_agreement(self.judge, samples)
 
-    def from_labels(self, scale: float) -> dict[str, float]:
-        self.pipeline.scheduler = self.solver(BEST)
-        given = {"label": self.judge.balanced_labels()}
-        return given_label(
-            self.judge, self.sample(given, num_inference_steps=NUM_STEPS, guidance_scale=scale)["image"]
-        )
-
-    def from_masks(self, scale: float) -> dict[str, float]:
-        self.pipeline.scheduler = self.solver(BEST)
-        given = {"mask": self.judge.masks[: self.judge.num_samples]}
-        return given_mask(self.judge, self.sample(given, num_inference_steps=NUM_STEPS, guidance_scale=scale)["image"])
-
-    def alone(self, name: str) -> dict[str, float]:
+    def from_given(self, name: str, **arguments) -> dict[str, float]:
+        """Images of balanced labels, or of held-out masks."""
         self.pipeline.scheduler = self.solver(BEST)
         values = {"label": self.judge.balanced_labels(), "mask": self.judge.masks[: self.judge.num_samples]}[name]
-        samples = self.sample({name: values}, num_inference_steps=NUM_STEPS, outputs=["image", name])
-        return (given_label if name == "label" else given_mask)(self.judge, samples["image"])
+        images = self.sample({name: values}, num_inference_steps=NUM_STEPS, **arguments)["image"]
+        return (given_label if name == "label" else given_mask)(self.judge, images)
 
     def accuracy(self, probabilities: torch.Tensor) -> dict[str, float]:
         hits = probabilities.argmax(1) == self.judge.labels[: len(probabilities)]
@@ -205,7 +194,7 @@ class Study:
             mock.patch.object(SubsetDenoiser, "withheld_state", Presence.JOINT),
             mock.patch.object(SubsetDenoiser, "_without", lambda self, sample, t, names: sample),
         ):
-            return self.from_labels(scale)
+            return self.from_given("label", guidance_scale=scale)
 
     def churned(self, steps: int, churn: float) -> dict[str, float]:
         samples = sample_churned(self.unet, self.ancestral, self.judge.num_samples, steps, churn)
@@ -246,14 +235,17 @@ class Study:
         yield "drawn encodings", self.drawn
         for threshold in (0.5, 0.8, 0.95):
             yield f"commit {threshold:g}", partial(self.together, discrete="commit", commit_threshold=threshold)
-        yield "label given", partial(self.from_labels, 1.0)
-        yield "mask given", partial(self.from_masks, 1.0)
+        for name in MODALITIES:
+            yield f"{name} given", partial(self.from_given, name)
+            # does the other one help, or is it in the way?
+            yield f"{name} given, the other ABSENT", partial(self.from_given, name, outputs=["image", name])
         for scale in (1.25, 1.5, 2.0, 3.0):
             row = partial(self.together, discrete="draw_first", guidance_scale=scale)
             yield f"draw_first, guidance {scale:g}", row
-            yield f"label given, guidance {scale:g} against ABSENT", partial(self.from_labels, scale)
+            for name in MODALITIES:
+                row = partial(self.from_given, name, guidance_scale=scale)
+                yield f"{name} given, guidance {scale:g} against ABSENT", row
             yield f"label given, guidance {scale:g} against JOINT", partial(self.against_joint, scale)
-            yield f"mask given, guidance {scale:g}", partial(self.from_masks, scale)
         for t in (0, 20, 50, 100):
             for draws in (1, 4, 16):
                 yield f"read at t = {t}, {draws} draws", partial(self.read, t, draws)
@@ -262,8 +254,6 @@ class Study:
         for with_head in (False, True):
             row = f"label by likelihood, 8 draws{', and the head' if with_head else ''}"
             yield row, partial(self.by_likelihood, 8, with_head)
-        for name in MODALITIES:  # does the other one help, or is it in the way?
-            yield f"{name} given, the other ABSENT", partial(self.alone, name)
 
 
 def load_unet(arm: str, seed: int, runs: Path):

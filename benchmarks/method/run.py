@@ -319,7 +319,8 @@ def main(argv: list[str] | None = None) -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         reference = args.results / f"real_images-{seed}.json"
-        reference.write_text(json.dumps({"scores": score_real_images(data, judge, seed)}, indent=2) + "\n")
+        if not reference.exists():
+            reference.write_text(json.dumps({"scores": score_real_images(data, judge, seed)}, indent=2) + "\n")
         for arm in args.arms:
             path = args.results / f"{arm}-{seed}.json"
             if path.exists():
