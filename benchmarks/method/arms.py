@@ -26,6 +26,7 @@ from mmdiff_pipelines.training.states import PresenceShares, StepDraws, assign_s
 
 
 SIZE = 16
+MODALITIES = ("label", "mask")
 TRUNK = TRUNK_32 | {
     "sample_size": SIZE,
     "block_out_channels": (16, 32, 64),
@@ -107,8 +108,8 @@ class Joint:
     """A joint model of image, label and silhouette mask.
 
     Args:
-        space, aggregation: of both modalities: own or shared channels, and the form of W.
-        c: the scale of W, of the label and of the mask.
+        space: own or shared channels, of both modalities.
+        aggregation, c: the form of W and its scale, of the label and of the mask.
         label_code: channels of the label's patterns, and cells a side; 10 and 1 are one-hot planes.
         prediction_type, alpha_scaling: of the scheduler.
         last_timestep: of training, exclusive.
@@ -130,7 +131,7 @@ class Joint:
     """
 
     space: str = "own"
-    aggregation: str = "decay"
+    aggregation: tuple[str, str] = ("decay", "decay")
     c: tuple[float, float] = (1.0, 1.0)
     label_code: tuple[int, int] = (1, 4)
     prediction_type: str = "total_noise"
@@ -161,8 +162,8 @@ class Joint:
         cls = MultimodalDDPMScheduler if self.detach_target else AttachedScheduler
         cls = LiteralScheduler if self.alpha_scaling == "paper" else cls
         return cls(
-            aggregation={"label": self.aggregation, "mask": self.aggregation},
-            modality_weights=dict(zip(("label", "mask"), self.c, strict=True)),
+            aggregation=dict(zip(MODALITIES, self.aggregation, strict=True)),
+            modality_weights=dict(zip(MODALITIES, self.c, strict=True)),
             prediction_type=self.prediction_type,
             alpha_scaling=self.alpha_scaling,
         )
@@ -191,7 +192,7 @@ class Joint:
         return model(inputs, draws.timesteps, draws.noise, self._states(draws, generator))[0]
 
     def _states(self, draws: StepDraws, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        available = {name: torch.ones(len(draws.timesteps), dtype=torch.bool) for name in ("label", "mask")}
+        available = {name: torch.ones(len(draws.timesteps), dtype=torch.bool) for name in MODALITIES}
         recoverable = dict.fromkeys(available, True)
         states = assign_states(draws, available, recoverable, self.perception_share, self.shares)
         noised = states["image"] == Presence.JOINT
@@ -231,12 +232,13 @@ def mask_channel(masks: torch.Tensor) -> torch.Tensor:
     return masks[:, None].float() * 2 - 1
 
 
+BRIDGE = ("bridge",) * 2
 MOSTLY_GIVEN = PresenceShares(0.3, 0.5, 0.2)
-SHARED = {"space": "shared", "aggregation": "bridge", "c": (0.5, 0.5)}
-HEADS = {"space": "shared", "aggregation": "none"}
+SHARED = {"space": "shared", "aggregation": BRIDGE, "c": (0.5, 0.5)}
+HEADS = {"space": "shared", "aggregation": ("none",) * 2}
 LITERAL = {
     "space": "shared",
-    "aggregation": "sqrt_bridge",
+    "aggregation": ("sqrt_bridge",) * 2,
     "alpha_scaling": "paper",
     "prediction_type": "sample",  # noise cannot be sampled from: alpha_bar underflows to 0, and z_0 with it
     "presence": False,
@@ -257,12 +259,12 @@ ARMS: dict[str, Joint | Specialist] = {
     "recovery_only": Joint(image_weight=0.0, perception_share=1.0),
     # where the modalities are, and when they emerge
     **{
-        f"own_{aggregation}_{c:g}": Joint(aggregation=aggregation, c=(c, c))
+        f"own_{aggregation}_{c:g}": Joint(aggregation=(aggregation,) * 2, c=(c, c))
         for aggregation in ("decay", "bridge")
         for c in (0.3, 1.0, 3.0)
     },
     **{
-        f"shared_{aggregation}_{c}": Joint(space="shared", aggregation=aggregation, c=(c, c))
+        f"shared_{aggregation}_{c}": Joint(space="shared", aggregation=(aggregation,) * 2, c=(c, c))
         for aggregation in ("bridge", "sqrt_bridge")
         for c in (0.1, 0.25, 0.5, 1.0)
     },
@@ -293,7 +295,11 @@ ARMS: dict[str, Joint | Specialist] = {
     "query_weight_25": Joint(query_weight=25.0),
     "given_query_10": Joint(query_weight=10.0, shares=MOSTLY_GIVEN),
     "given_query_4": Joint(query_weight=4.0, shares=MOSTLY_GIVEN),
-    "bridge_given_query_4": Joint(aggregation="bridge", query_weight=4.0, shares=MOSTLY_GIVEN),
+    "bridge_given_query_4": Joint(aggregation=BRIDGE, query_weight=4.0, shares=MOSTLY_GIVEN),
+    "label_bridge": Joint(aggregation=("bridge", "decay")),
+    "label_bridge_given": Joint(aggregation=("bridge", "decay"), shares=MOSTLY_GIVEN),
+    "label_bridge_query_4": Joint(aggregation=("bridge", "decay"), query_weight=4.0),
+    "label_bridge_query_4_min_snr": Joint(aggregation=("bridge", "decay"), query_weight=4.0, snr_gamma=5.0),
     "given_query_4_min_snr": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, snr_gamma=5.0),
     "given_query_4_perception_0.5": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, perception_share=0.5),
     "given_query_10_random_init": Joint(query_weight=10.0, shares=MOSTLY_GIVEN, random_init=True),
@@ -318,5 +324,6 @@ ARMS: dict[str, Joint | Specialist] = {
 MAIN_ARMS = (
     "ddpm", "class_conditional", "mask_conditioned", "classifier", "silhouette_unet", "concatenated",
     "concatenated_tuned", "recovery_only", "paper_literal_50", "heads_only", "heads_one_at_a_time",
-    "shared_bridge_0.25", "own_decay_1", "own_bridge_1", "given_query_4", "bridge_given_query_4",
+    "shared_bridge_0.25", "own_decay_1", "own_bridge_1", "given_query_4", "label_bridge_query_4",
 )  # fmt: skip
+BEST_ARM = "label_bridge_query_4"

@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from arms import ARMS, SIZE
+from arms import ARMS, MODALITIES, SIZE
 from run import (
     HERE,
     NUM_STEPS,
@@ -42,7 +42,6 @@ from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser
 
 
 BEST = SOLVER["algorithm_type"]
-MODALITIES = ("label", "mask")
 Row = tuple[str, Callable[[], dict[str, float]]]
 
 

@@ -161,6 +161,9 @@ def score_joint(arm: str, model: nn.Module, judge: Judge, seed: int) -> Scores:
         images = sample({"label": judge.balanced_labels()}, guidance_scale=scale)["image"]
         scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
     scores["mask given"] = given_mask(judge, sample({"mask": judge.masks[: judge.num_samples]})["image"])
+    if compared:
+        images = sample({"mask": judge.masks[: judge.num_samples]}, discrete="draw_first", guidance_scale=1.5)["image"]
+        scores["mask given, guidance 1.5"] = given_mask(judge, images)
     if not literal:
         scores["leak"] = leak(model.unet, scheduler, judge)
     if compared and not literal:
