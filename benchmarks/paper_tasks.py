@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parent / "fashion_mnist"))
 from baselines import load_baseline  # noqa: E402
 from datasets import load_from_disk  # noqa: E402
 from evaluate import CLASSIFIER  # noqa: E402
-from paper import labels, masked, representation, segmentation, training  # noqa: E402
+from paper import cards, labels, masked, representation, segmentation, training  # noqa: E402
 from paper.arms import TASKS, Joint, make_arms  # noqa: E402
 from paper.data import SIZES, load_arrays  # noqa: E402
 from paper.report import report  # noqa: E402
@@ -149,7 +149,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--train", action="store_true", help="train what is missing first")
     parser.add_argument("--train_only", action="store_true", help="train what is missing, and score nothing")
-    parser.add_argument("--cards", action="store_true", help="take the joint models from model_cards/, where they are")
+    parser.add_argument(
+        "--cards",
+        action="store_true",
+        help="take the joint models from model_cards/, where they are, and renew their cards",
+    )
     parser.add_argument("--features", default="efficientnet_lite0", help="or inception, or a repo of transformers")
     parser.add_argument("--feature_weights", type=Path, help="a file of weights of --features")
     parser.add_argument("--lpips_weights", type=Path, help="AlexNet's, as safetensors; downloaded by default")
@@ -176,6 +180,10 @@ def main(argv: list[str] | None = None) -> None:
         for task, name in chosen:
             if seed == 0 or not (args.cards and isinstance(benchmark.arms[name], Joint)):
                 benchmark.score(task, name, seed)
+    for _, name in chosen if args.cards else []:
+        folder = training.folder_of(name, 0, args)
+        if isinstance(benchmark.arms[name], Joint) and folder.parent.name == "model_cards":
+            cards.write(folder, benchmark.arms[name].data, args.results)
     text = report(args.results)
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results.parent / "RESULTS.md").write_text(text, encoding="utf-8")

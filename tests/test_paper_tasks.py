@@ -118,6 +118,10 @@ def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options
     benchmark.main([*options, "--tasks", task, "--arms", name])
     scores = read_scores(runs_of(options) / "results" / task)[f"{name}-0"]
     assert len(scores) >= 4 and all(np.isfinite(value) for row in scores.values() for value in row.values())
+    data = benchmark.make_arms()[name].data
+    metrics = benchmark.cards.evaluation(name, data, runs_of(options) / "results")["metrics"]
+    lines = [line.name for line in benchmark.cards.LINES[name] if "20 steps" not in line.how]
+    assert [metric["name"] for metric in metrics] == lines  # two steps have no rows of 20
 
 
 def test_what_is_not_there_is_said(benchmark, options, tmp_path, capsys):
