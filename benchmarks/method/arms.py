@@ -124,6 +124,7 @@ class Joint:
             model does, and not at zero.
         snr_gamma: of Min-SNR.
         shares, perception_share: of the presence states.
+        mask_shares: of the mask, where they are others than the label's.
         one_at_a_time: whether rows with a noised image have one modality at most that is given or absent; else the
             states are drawn independently.
         query_absent: the share of absent modalities, in rows with a noised image, that are queried instead; with 1,
@@ -149,6 +150,7 @@ class Joint:
     random_init: bool = False
     snr_gamma: float | None = None
     shares: PresenceShares = field(default_factory=PresenceShares)
+    mask_shares: PresenceShares | None = None
     perception_share: float = 0.35
     one_at_a_time: bool = False
     query_absent: float = 0.0
@@ -194,7 +196,11 @@ class Joint:
     def _states(self, draws: StepDraws, generator: torch.Generator) -> dict[str, torch.Tensor]:
         available = {name: torch.ones(len(draws.timesteps), dtype=torch.bool) for name in MODALITIES}
         recoverable = dict.fromkeys(available, True)
-        states = assign_states(draws, available, recoverable, self.perception_share, self.shares)
+        states, of_mask = (
+            assign_states(draws, available, recoverable, self.perception_share, shares)
+            for shares in (self.shares, self.mask_shares or self.shares)
+        )
+        states["mask"] = of_mask["mask"]
         noised = states["image"] == Presence.JOINT
         if self.one_at_a_time:
             for name, state in one_at_a_time(draws, self.shares).items():
@@ -300,6 +306,13 @@ ARMS: dict[str, Joint | Specialist] = {
     "label_bridge_given": Joint(aggregation=("bridge", "decay"), shares=MOSTLY_GIVEN),
     "label_bridge_query_4": Joint(aggregation=("bridge", "decay"), query_weight=4.0),
     "label_bridge_query_4_min_snr": Joint(aggregation=("bridge", "decay"), query_weight=4.0, snr_gamma=5.0),
+    "label_bridge_query_4_mask_given": Joint(
+        aggregation=("bridge", "decay"), query_weight=4.0, mask_shares=MOSTLY_GIVEN
+    ),
+    "label_bridge_query_4_mask_0.15": Joint(aggregation=("bridge", "decay"), query_weight=4.0, mask_weight=0.15),
+    "label_bridge_query_4_perception_0.5": Joint(
+        aggregation=("bridge", "decay"), query_weight=4.0, perception_share=0.5
+    ),
     "given_query_4_min_snr": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, snr_gamma=5.0),
     "given_query_4_perception_0.5": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, perception_share=0.5),
     "given_query_10_random_init": Joint(query_weight=10.0, shares=MOSTLY_GIVEN, random_init=True),

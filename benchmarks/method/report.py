@@ -229,14 +229,20 @@ def guidance_table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def scaling_runs(base: Runs) -> dict[str, Runs]:
-    """Setting -> the runs of the arms that the scaling study has, the main setting in its place."""
-    settings = {
-        folder.name: read_runs(folder) for folder in RESULTS.iterdir() if folder.name[:6] in ("steps_", "width_")
+def settings(prefix: str) -> dict[str, Runs]:
+    """The runs of each folder in `results/` that is called so, such as "steps_12000"; ascending."""
+    folders = [folder for folder in RESULTS.iterdir() if folder.name.startswith(prefix)]
+    return {
+        folder.name: read_runs(folder)
+        for folder in sorted(folders, key=lambda folder: int(folder.name[len(prefix) :]))
     }
-    arms = {arm for runs in settings.values() for arm in runs}
-    settings["steps_3000"] = {arm: base[arm] for arm in base if arm in arms}
-    return dict(sorted(settings.items(), key=lambda pair: (pair[0][:5], float(pair[0][6:]))))
+
+
+def scaling_runs(base: Runs) -> dict[str, Runs]:
+    """Setting -> the runs of the arms that the scaling study has; first those of the main setting."""
+    scaled = settings("steps_") | settings("width_")
+    arms = {arm for runs in scaled.values() for arm in runs}
+    return {"steps_3000": {arm: base[arm] for arm in base if arm in arms}} | scaled
 
 
 def inference_table(rows: dict[str, dict[str, float]]) -> str:
@@ -322,6 +328,9 @@ def main() -> None:
     main_runs = {arm: runs[arm] for arm in ("real_images", *MAIN_ARMS) if arm in runs}
     print(f"# The method, arm by arm\n\n## Main table\n\n{main_table(main_runs)}")
     print(f"\n## The best arm and the specialists\n\n{goals_table(main_runs)}")
+    for setting, setting_runs in settings("samples_").items():
+        number = f"{int(setting.partition('_')[2]):,} samples"
+        print(f"\n## {number}\n\n{main_table(setting_runs)}\n\n{goals_table(setting_runs)}")
     print(f"\n## Guidance: distance, agreement\n\n{guidance_table(main_runs)}")
     print(f"\n## Screening\n\n{table(runs, SCREENING_COLUMNS)}")
     print(f"\n## More scores\n\n{table(runs, DETAIL_COLUMNS)}")
