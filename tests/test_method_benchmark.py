@@ -72,6 +72,7 @@ def test_scripts_start_by_themselves(script):
 
 def test_specialists(scripts, folders, monkeypatch):
     arms = ["classifier", "ddpm", "class_conditional", "silhouette_unet", "mask_conditioned", "concatenated_tuned"]
+    arms += ["class_conditional_min_snr", "mask_conditioned_dropout"]
     done = run_arms(scripts, folders, monkeypatch, *arms)
     assert all(record["training"]["images_seen"] == 16 for record in done.values())
     parameters = {arm: record["training"]["parameters"] for arm, record in done.items() if arm != "classifier"}
@@ -82,8 +83,55 @@ def test_specialists(scripts, folders, monkeypatch):
 def test_what_is_done_is_kept(scripts, folders, monkeypatch):
     before = run_arms(scripts, folders, monkeypatch, "recovery_only")
     assert set(before["recovery_only"]["scores"]) == {"image given"}
-    monkeypatch.setattr(scripts["run"], "train", None)
+    monkeypatch.setattr(scripts["run"], "train", pytest.fail)
     assert run_arms(scripts, folders, monkeypatch, "recovery_only") == before
+
+
+def test_only_the_rows_that_are_missing_are_computed(scripts, folders, monkeypatch):
+    before = run_arms(scripts, folders, monkeypatch, "mask_conditioned_dropout")["mask_conditioned_dropout"]
+    path = folders[1] / "results" / "mask_conditioned_dropout-0.json"
+    partly = before | {"scores": {"mask given": {"frechet_distance": -1.0}}}
+    path.write_text(json.dumps(partly))
+    after = run_arms(scripts, folders, monkeypatch, "mask_conditioned_dropout")["mask_conditioned_dropout"]
+    row = "mask given, guidance 1.5"
+    assert after["scores"] == partly["scores"] | {row: before["scores"][row]}
+
+
+def test_scores_of_other_settings_are_not_mixed(scripts, folders, monkeypatch):
+    run_arms(scripts, folders, monkeypatch, "recovery_only")
+    options, folder = folders
+    with pytest.raises(ValueError, match="real_images-0.json.*'steps': 2.*'steps': 3.*--results"):
+        scripts["run"].main([*options, "--results", f"{folder}/results", "--steps", "3", "--arms", "recovery_only"])
+
+
+def test_verdicts(scripts):
+    verdict = scripts["report"].verdict
+    assert verdict([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], True, 0.0)[1] == "better"
+    assert verdict([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], False, 0.0)[1] == "worse"
+    assert verdict([0.88, 0.881, 0.882], [0.885, 0.886, 0.887], True, 0.01)[1] == "met"
+    assert verdict([1.0, 2.0, 3.0], [1.0, 1.1, 1.2], False, 0.0)[1] == "undecided"
+    assert verdict([1.0], [2.0], False, 0.0) == ("-1.000", "undecided, one seed")
+    # t at 4 degrees of freedom is 2.776, the standard error sqrt(2 * 0.01 ** 2 / 3)
+    assert verdict([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], True, 0.0)[0] == "+0.100 (+0.077 to +0.123)"
+
+
+def test_noise_is_pooled_over_arms(scripts):
+    noise = scripts["report"].noise
+    assert noise([[0.1, 0.3], [0.5], [0.2, 0.2]], "mask_iou", 3) == "0.1000"  # sqrt((0.02 + 0) / 2)
+    assert noise([[1.0, 3.0]], "frechet_distance", 2) == "71%"
+    assert noise([[0.1], []], "mask_iou", 3) == ""
+
+
+def test_distance_at_an_agreement_lies_between_two_scales(scripts):
+    report = scripts["report"]
+    rows = {"1": (2.0, 0.8), "2": (4.0, 0.9)}
+    scores = {
+        report.GIVEN.format(scale): {"frechet_distance": distance, "label_accuracy": kept}
+        for scale, (distance, kept) in rows.items()
+    }
+    assert report.distance_at({"scores": scores}, report.GIVEN, 0.85) == pytest.approx(3.0)
+    assert report.distance_at({"scores": scores}, report.GIVEN, 0.95) is None
+    assert report.distance_at({"scores": {}}, report.GIVEN, 0.85) is None
 
 
 def test_rows_of_the_inference_study(scripts, folders, monkeypatch):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from datasets import load_from_disk
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from safetensors.torch import save_file
 from torch import nn
 
@@ -88,16 +88,27 @@ def batch_indices(num_rows: int, batch_size: int, seed: int) -> Iterator[torch.T
         epoch += 1
 
 
-def ddpm_loss(model: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+def ddpm_loss(
+    model: nn.Module,
+    batch: dict[str, torch.Tensor],
+    generator: torch.Generator,
+    label_dropout: float = LABEL_DROPOUT,
+    snr_gamma: float | None = None,
+) -> torch.Tensor:
+    """DDPM's; of a class-conditional model, with labels withheld from a share of the rows, and with Min-SNR weights."""
     images = to_pixels(batch["image"])
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.randint(0, 1000, (len(images),), generator=generator)
-    labels = None
+    labels, scheduler = None, DDPMScheduler()
     if model.config.num_class_embeds is not None:
-        dropped = torch.rand(len(images), generator=generator) < LABEL_DROPOUT
+        dropped = torch.rand(len(images), generator=generator) < label_dropout
         labels = torch.where(dropped, NULL_CLASS, batch["label"])
-    noisy = DDPMScheduler().add_noise(images, noise, timesteps)
-    return F.mse_loss(model(noisy, timesteps, class_labels=labels).sample.float(), noise)
+    noisy = scheduler.add_noise(images, noise, timesteps)
+    output = model(noisy, timesteps, class_labels=labels).sample.float()
+    if snr_gamma is None:
+        return F.mse_loss(output, noise)
+    snr = compute_snr(scheduler, timesteps)
+    return (snr.clamp(max=snr_gamma) / snr * (output - noise).square().flatten(1).mean(1)).mean()
 
 
 def classifier_loss(model: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:

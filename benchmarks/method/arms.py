@@ -7,6 +7,7 @@ same number of parameters within 2 %.
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -221,15 +222,26 @@ class Specialist:
     loss: Loss
 
 
+def class_conditional_unet() -> nn.Module:
+    return UNet2DModel(**TRUNK, num_class_embeds=11)
+
+
+def mask_conditioned_unet() -> nn.Module:
+    return UNet2DModel(**TRUNK | {"in_channels": 2})
+
+
 def mask_conditioned_loss(
-    model: nn.Module, batch: Mapping[str, torch.Tensor], generator: torch.Generator
+    model: nn.Module, batch: Mapping[str, torch.Tensor], generator: torch.Generator, dropout: float = 0.0
 ) -> torch.Tensor:
-    """DDPM of the image, the mask as a second channel of the input."""
+    """DDPM of the image, the mask as a second channel of the input, which is zero where it is withheld."""
     images = to_pixels(batch["image"])
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.randint(0, 1000, (len(images),), generator=generator)
     noisy = MultimodalDDPMScheduler().add_noise(images, noise, timesteps)
-    output = model(torch.cat([noisy, mask_channel(batch["mask"])], dim=1), timesteps).sample
+    masks = mask_channel(batch["mask"])
+    if dropout:
+        masks = masks * (torch.rand(len(masks), 1, 1, 1, generator=generator) >= dropout)
+    output = model(torch.cat([noisy, masks], dim=1), timesteps).sample
     return nn.functional.mse_loss(output.float(), noise)
 
 
@@ -257,9 +269,13 @@ ARMS: dict[str, Joint | Specialist] = {
     # specialists and rivals
     "classifier": Specialist(lambda: Classifier(TRUNK), classifier_loss),
     "ddpm": Specialist(lambda: UNet2DModel(**TRUNK), ddpm_loss),
-    "class_conditional": Specialist(lambda: UNet2DModel(**TRUNK, num_class_embeds=11), ddpm_loss),
+    "class_conditional": Specialist(class_conditional_unet, ddpm_loss),
+    "class_conditional_min_snr": Specialist(class_conditional_unet, partial(ddpm_loss, snr_gamma=5.0)),
+    # as many rows with a label as a joint model has with a given one
+    "class_conditional_few_labels": Specialist(class_conditional_unet, partial(ddpm_loss, label_dropout=0.79)),
     "silhouette_unet": Specialist(lambda: UNet2DModel(**TRUNK | {"out_channels": 2}), silhouette_loss),
-    "mask_conditioned": Specialist(lambda: UNet2DModel(**TRUNK | {"in_channels": 2}), mask_conditioned_loss),
+    "mask_conditioned": Specialist(mask_conditioned_unet, mask_conditioned_loss),
+    "mask_conditioned_dropout": Specialist(mask_conditioned_unet, partial(mask_conditioned_loss, dropout=0.1)),
     "concatenated": Specialist(lambda: ConcatenatedUNet(TRUNK), concatenated_loss),
     "concatenated_tuned": Specialist(lambda: ConcatenatedUNet(TRUNK), tuned_loss),
     "recovery_only": Joint(image_weight=0.0, perception_share=1.0),
@@ -275,6 +291,7 @@ ARMS: dict[str, Joint | Specialist] = {
         for c in (0.1, 0.25, 0.5, 1.0)
     },
     "heads_only": Joint(**HEADS),
+    "own_none": Joint(aggregation=("none", "none")),  # heads only, and own channels for what is given
     # the paper's scaling: with timesteps of the whole grid, of which one in fifty has anything left of z_0, and of these
     "paper_literal": Joint(**LITERAL),
     "paper_literal_50": Joint(**LITERAL, last_timestep=LITERAL_STEPS),
@@ -335,8 +352,9 @@ ARMS: dict[str, Joint | Specialist] = {
 }
 # the arms that are compared, with several seeds and at every guidance scale; all others are the screening
 MAIN_ARMS = (
-    "ddpm", "class_conditional", "mask_conditioned", "classifier", "silhouette_unet", "concatenated",
-    "concatenated_tuned", "recovery_only", "paper_literal_50", "heads_only", "heads_one_at_a_time",
+    "ddpm", "class_conditional", "class_conditional_min_snr", "class_conditional_few_labels", "mask_conditioned",
+    "mask_conditioned_dropout", "classifier", "silhouette_unet", "concatenated", "concatenated_tuned", "recovery_only",
+    "paper_literal_50", "heads_only", "own_none", "heads_one_at_a_time",
     "shared_bridge_0.25", "own_decay_1", "own_bridge_1", "given_query_4", "label_bridge_query_4",
 )  # fmt: skip
 BEST_ARM = "label_bridge_query_4"

@@ -9,8 +9,7 @@ nothing else, it is 20 calls of SDE-DPM-Solver++.
 """
 
 import argparse
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,11 +23,13 @@ from run import (
     SOLVER,
     JointSampler,
     Judge,
+    Row,
     given_label,
     given_mask,
     load_judge,
     make_parser,
     quality_and_agreement,
+    score,
 )
 from safetensors.torch import load_file
 
@@ -42,7 +43,6 @@ from mmdiff_pipelines.pipelines.denoiser import SubsetDenoiser
 
 
 BEST = SOLVER["algorithm_type"]
-Row = tuple[str, Callable[[], dict[str, float]]]
 
 
 @contextmanager
@@ -261,16 +261,6 @@ def load_unet(arm: str, seed: int, runs: Path):
     return objective.unet.eval().requires_grad_(False)
 
 
-def score_rows(path: Path, computations: Iterator[Row]) -> None:
-    """Those that `path` has not yet, written one by one."""
-    done: dict[str, Mapping[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    for name, compute in computations:
-        if name not in done:
-            done[name] = {key: round(value, 4) for key, value in compute().items()}
-            path.write_text(json.dumps(done, indent=2) + "\n")
-            print(path.stem, name, done[name], flush=True)
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--arms", nargs="+", default=["own_decay_1"], help="joint arms of arms.py")
@@ -283,11 +273,10 @@ def main(argv: list[str] | None = None) -> None:
     judge = load_judge(args.data_dir, args.num_samples)
     folder = HERE / "results" / "inference"
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-        for arm in args.arms:
-            unet = load_unet(arm, args.seed, args.runs)
-            with mock.patch.object(SubsetDenoiser, "withheld_state", ARMS[arm].withheld_state):
-                score_rows(folder / f"{arm}-{args.seed}.json", Study(arm, unet, judge).rows())
+    for arm in args.arms:
+        study = Study(arm, load_unet(arm, args.seed, args.runs), judge)
+        with mock.patch.object(SubsetDenoiser, "withheld_state", ARMS[arm].withheld_state):
+            score(folder / f"{arm}-{args.seed}.json", lambda: {}, study.rows(), args)
 
 
 if __name__ == "__main__":

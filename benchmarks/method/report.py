@@ -4,18 +4,20 @@
 
 Where an arm has several seeds: the mean, and the standard deviation over seeds behind it; seeds vary the training and the
 samples. The last line of a table is the noise of its columns, the standard deviation over seeds pooled over arms, for a
-Frechet distance in parts of itself. A difference of two single seeds says something beyond about three times that, of two
-means over three seeds beyond about twice.
+Frechet distance in parts of itself. A difference of two single seeds says something beyond about three times that.
 """
 
 import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from scipy import stats
 
 
 matplotlib.use("Agg")
@@ -25,6 +27,7 @@ from matplotlib import pyplot  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN_DISTANCE = 20
+FRECHET = "frechet_distance"
 Runs = dict[str, list[dict]]
 Column = tuple[str, list[str], str, int]  # title, ways of sampling in order of preference, score, digits
 
@@ -63,22 +66,6 @@ DETAIL_COLUMNS: list[Column] = [
 ]
 LEAK_COLUMNS: list[Column] = [
     (f"{how}, t = {t}", ["leak"], f"{how}_{t}", 3) for t in (50, 200, 500) for how in ("true", "missing", "wrong")
-]
-
-# what, the score of both, how ours is sampled, the specialist and how it is, by how much ours may be behind
-GOALS: list[tuple[str, str, str, str, str, float]] = [
-    ("FD of images made with a label", "frechet_distance", DRAWN, "ddpm", PLAIN, 0.0),
-    ("the same", "frechet_distance", DRAWN, "class_conditional", DRAWN, 0.0),
-    ("their agreement", "label_agreement", DRAWN, "class_conditional", DRAWN, 0.0),
-    ("the same", "label_agreement", DRAWN, "real_images", PLAIN, 0.0),
-    ("FD of images of a label", "frechet_distance", GIVEN, "class_conditional", GIVEN, 0.0),
-    ("label kept", "label_accuracy", GIVEN, "class_conditional", GIVEN, 0.0),
-    ("label kept, guidance 2", "label_accuracy", GIVEN.format(2), "class_conditional", GIVEN.format(2), 0.0),
-    ("FD of images of a mask", "frechet_distance", "mask given", "mask_conditioned", "mask given", 0.0),
-    ("mask kept", "mask_iou", "mask given", "mask_conditioned", "mask given", 0.0),
-    ("mask kept, guidance 1.5", "mask_iou", "mask given, guidance 1.5", "mask_conditioned", "mask given", 0.0),
-    ("label read, within a point", "label_accuracy", "image given", "classifier", "image given", 0.01),
-    ("mask read, within a point", "mask_iou", "image given", "silhouette_unet", "image given", 0.01),
 ]
 
 
@@ -127,23 +114,6 @@ def best_scale(runs: list[dict], way: str) -> str | None:
     return min(means, key=means.get) if means else None
 
 
-def table(runs: Runs, columns: list[Column]) -> str:
-    lines = [f"| arm | seeds | {' | '.join(title for title, *_ in columns)} |", f"|{'---|' * (len(columns) + 2)}"]
-    scores = {
-        arm: [values_of(arm_runs, ways, score) for _, ways, score, _ in columns] for arm, arm_runs in runs.items()
-    }
-    for arm, values in scores.items():
-        cells = [cell(v, column[3]) for v, column in zip(values, columns, strict=True)]
-        if any(cells):
-            lines.append(f"| {arm} | {len(runs[arm])} | {' | '.join(cells)} |")
-    spread = [
-        noise(list(v), *column[2:]) for v, column in zip(zip(*scores.values(), strict=True), columns, strict=True)
-    ]
-    if any(spread):
-        lines.append(f"| *noise* | | {' | '.join(spread)} |")
-    return "\n".join(lines)
-
-
 def main_columns(arm_runs: list[dict]) -> list[Column]:
     """The main table's columns, an arm's guidance at its own best scale."""
     drawn, given = best_scale(arm_runs, DRAWN), best_scale(arm_runs, GIVEN)
@@ -167,49 +137,133 @@ def main_columns(arm_runs: list[dict]) -> list[Column]:
     ]
 
 
-def main_table(runs: Runs) -> str:
-    titles = [title for title, *_ in main_columns([])]
-    lines = [f"| arm | seeds | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 2)}"]
-    columns: list[list[list[float]]] = [[] for _ in titles]
+def table(runs: Runs, columns: Callable[[list[dict]], list[Column]]) -> str:
+    """A line for each arm that has any of its columns, and one of noise.
+
+    Args:
+        columns: (the runs of an arm) -> its columns, which have the same titles for all arms.
+    """
+    shape = columns([])
+    lines = [f"| arm | seeds | {' | '.join(title for title, *_ in shape)} |", f"|{'---|' * (len(shape) + 2)}"]
+    trained: list[list[list[float]]] = []
     for arm, arm_runs in runs.items():
-        chosen = main_columns(arm_runs)
+        chosen = columns(arm_runs)
         values = [values_of(arm_runs, ways, score) for _, ways, score, _ in chosen]
-        cells = [cell(v, column[3]) for v, column in zip(values, chosen, strict=True)]
-        for place, way in ((2, DRAWN), (6, GIVEN)):
-            if cells[place]:
-                cells[place] += f" (×{best_scale(arm_runs, way)})"
-        lines.append(f"| {arm} | {len(arm_runs)} | {' | '.join(cells)} |")
-        for column, v in zip(columns, values, strict=True):
-            column.append(v)
-    spread = [noise(v, *column[2:]) for v, column in zip(columns, main_columns([]), strict=True)]
+        cells = [cell(v, digits) for v, (*_, digits) in zip(values, chosen, strict=True)]
+        for place, (title, (way, *_), *_) in enumerate(chosen):
+            if title == "guided" and cells[place]:
+                cells[place] += f" (×{way.rpartition(' ')[2]})"
+        if any(cells):
+            lines.append(f"| {arm} | {len(arm_runs)} | {' | '.join(cells)} |")
+        if arm != "real_images":  # no seed of a training
+            trained.append(values)
+    spread = [noise([values[i] for values in trained], *column[2:]) for i, column in enumerate(shape)]
     return "\n".join([*lines, f"| *noise* | | {' | '.join(spread)} |"] if any(spread) else lines)
 
 
-def verdict(ours: list[float], theirs: list[float], score: str, slack: float) -> str:
-    """Whether our mean is at least as good, but for the slack; else whether two standard errors could be the reason."""
-    behind = statistics.mean(ours) - statistics.mean(theirs)
-    behind = (behind if score == "frechet_distance" else -behind) - slack
-    if behind <= 0:
-        return "met"
+Value = Callable[[dict], float | None]  # one number of a run
+
+
+def value(run: dict, way: str, score: str) -> float | None:
+    return run["scores"].get(way, {}).get(score)
+
+
+def distance_at(run: dict, way: str, agreement: float) -> float | None:
+    """The distance where image and label agree so well, between two guidance scales; None beyond them."""
+    score = "label_agreement" if way is DRAWN else "label_accuracy"
+    points = [(value(run, way.format(scale), score), value(run, way.format(scale), FRECHET)) for scale in SCALES]
+    points = sorted(point for point in points if None not in point)
+    if not points or not points[0][0] <= agreement <= points[-1][0]:
+        return None
+    return float(np.interp(agreement, *zip(*points, strict=True)))
+
+
+AGREEMENT = 0.93  # within the scales of all arms that are compared
+# what, its value of ours, the specialist and its value, whether higher is better, by how much ours may be behind
+GOALS: list[tuple[str, Value, str, Value, bool, float]] = [
+    (
+        "FD of images made with a label, unguided",
+        partial(value, way=DRAWN.format(1), score=FRECHET),
+        "ddpm",
+        partial(value, way=PLAIN, score=FRECHET),
+        False,
+        0.0,
+    ),
+    (
+        f"the same at agreement {AGREEMENT:g}",
+        partial(distance_at, way=DRAWN, agreement=AGREEMENT),
+        "class_conditional",
+        partial(distance_at, way=DRAWN, agreement=AGREEMENT),
+        False,
+        0.0,
+    ),
+    (
+        f"FD of images of a label, kept in {AGREEMENT:g}",
+        partial(distance_at, way=GIVEN, agreement=AGREEMENT),
+        "class_conditional",
+        partial(distance_at, way=GIVEN, agreement=AGREEMENT),
+        False,
+        0.0,
+    ),
+    *(
+        (
+            f"{title}, guidance {scale}",
+            partial(value, way=GIVEN.format(scale), score=score),
+            "class_conditional",
+            partial(value, way=GIVEN.format(scale), score=score),
+            higher,
+            0.0,
+        )
+        for scale in (1, 2)
+        for title, score, higher in (("FD of images of a label", FRECHET, False), ("label kept", "label_accuracy", True))
+    ),
+    *(
+        (title, partial(value, way=way, score=score), arm, partial(value, way=way, score=score), higher, 0.0)
+        for way, arm, guided in (
+            ("mask given", "mask_conditioned", ""),
+            ("mask given, guidance 1.5", "mask_conditioned_dropout", ", guidance 1.5"),
+        )
+        for title, score, higher in (
+            (f"FD of images of a mask{guided}", FRECHET, False),
+            (f"mask kept{guided}", "mask_iou", True),
+        )
+    ),
+    *(
+        (title, partial(value, way="image given", score=score), arm, partial(value, way="image given", score=score), True, 0.01)
+        for title, score, arm in (
+            ("label read, within a point", "label_accuracy", "classifier"),
+            ("mask read, within a point", "mask_iou", "silhouette_unet"),
+        )
+    ),
+]  # fmt: skip
+
+
+def verdict(ours: list[float], theirs: list[float], higher_is_better: bool, margin: float) -> tuple[str, str]:
+    """The difference of the means with its 95 % interval (Welch), and what it says.
+
+    Returns:
+        the interval, and "better", "met" (no worse than the margin allows), "worse" or "undecided".
+    """
+    sign = 1 if higher_is_better else -1
+    difference = statistics.mean(ours) - statistics.mean(theirs)
     if min(len(ours), len(theirs)) < 2:
-        return "missed, single seeds"
-    error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (ours, theirs)))
-    return "within noise" if behind < 2 * error else "missed"
+        return f"{difference:+.3f}", "undecided, one seed"
+    interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    low, high = sorted((sign * interval.low, sign * interval.high))
+    outcome = "better" if low > 0 else "met" if low >= -margin else "worse" if high < -margin else "undecided"
+    return f"{difference:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})", outcome
 
 
-def goals_table(runs: Runs) -> str:
-    """The best arm beside the specialist of each direction; guided, at the scale of either's smallest distance."""
-    lines = [f"| | {BEST_ARM} | specialist | | |", "|---|---|---|---|---|"]
-    for title, score, way, arm, their_way, slack in GOALS:
-        if not {BEST_ARM, arm} <= runs.keys():
-            continue
-        found = []
-        for name, how in ((BEST_ARM, way), (arm, their_way)):
-            how = how.format(best_scale(runs[name], how)) if "{}" in how else how
-            found.append(values_of(runs[name], [how], score))
-        digits = 2 if score == "frechet_distance" else 3
-        cells = [cell(values, digits) for values in found]
-        lines.append(f"| {title} | {cells[0]} | {cells[1]} | {arm} | {verdict(*found, score, slack)} |")
+def goals_table(runs: Runs, arm: str) -> str:
+    """An arm beside the specialist of each direction."""
+    lines = [f"| | {arm} | specialist | | difference, 95 % | |", "|---|---|---|---|---|---|"]
+    for title, of_ours, specialist, of_theirs, higher, margin in GOALS:
+        ours = [v for run in runs.get(arm, []) if (v := of_ours(run)) is not None]
+        theirs = [v for run in runs.get(specialist, []) if (v := of_theirs(run)) is not None]
+        if ours and theirs:
+            digits = 2 if "FD" in title or title.startswith("the same") else 3
+            cells = [title, cell(ours, digits), cell(theirs, digits), specialist]
+            lines.append(f"| {' | '.join([*cells, *verdict(ours, theirs, higher, margin)])} |")
     return "\n".join(lines)
 
 
@@ -320,26 +374,28 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="also draw frontier.png and solvers.png into this folder")
     args = parser.parse_args()
     runs = read_runs()
-    studies = {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / "inference").glob("*.json"))}
+    studies = {
+        path.stem: json.loads(path.read_text())["scores"] for path in sorted((RESULTS / "inference").glob("*.json"))
+    }
     if args.plots is not None:
         plot_frontier(runs, args.plots / "frontier.png")
         if studies:
             plot_solvers(studies, args.plots / "solvers.png")
     main_runs = {arm: runs[arm] for arm in ("real_images", *MAIN_ARMS) if arm in runs}
-    print(f"# The method, arm by arm\n\n## Main table\n\n{main_table(main_runs)}")
-    print(f"\n## The best arm and the specialists\n\n{goals_table(main_runs)}")
+    print(f"# The method, arm by arm\n\n## Main table\n\n{table(main_runs, main_columns)}")
+    print(f"\n## The best arm and the specialists\n\n{goals_table(main_runs, BEST_ARM)}")
     for setting, setting_runs in settings("samples_").items():
         number = f"{int(setting.partition('_')[2]):,} samples"
-        print(f"\n## {number}\n\n{main_table(setting_runs)}\n\n{goals_table(setting_runs)}")
+        print(f"\n## {number}\n\n{table(setting_runs, main_columns)}\n\n{goals_table(setting_runs, BEST_ARM)}")
     print(f"\n## Guidance: distance, agreement\n\n{guidance_table(main_runs)}")
-    print(f"\n## Screening\n\n{table(runs, SCREENING_COLUMNS)}")
-    print(f"\n## More scores\n\n{table(runs, DETAIL_COLUMNS)}")
-    print(f"\n## What the label head reads: a true code, none, a wrong one\n\n{table(runs, LEAK_COLUMNS)}")
+    print(f"\n## Screening\n\n{table(runs, lambda _: SCREENING_COLUMNS)}")
+    print(f"\n## More scores\n\n{table(runs, lambda _: DETAIL_COLUMNS)}")
+    print(f"\n## What the label head reads: a true code, none, a wrong one\n\n{table(runs, lambda _: LEAK_COLUMNS)}")
     scaling = scaling_runs(runs)
     if len(scaling) > 1:
         print("\n## Scaling")
         for setting, setting_runs in scaling.items():
-            print(f"\n{setting.replace('_', ' ')}:\n\n{main_table(setting_runs)}")
+            print(f"\n{setting.replace('_', ' ')}:\n\n{table(setting_runs, main_columns)}")
     for arm, rows in studies.items():
         print(f"\n## Inference: {arm}\n\n{inference_table(rows)}")
     print(f"\n## Cost\n\n{cost_table(runs)}")

@@ -13,7 +13,8 @@ instructions. All images are sampled with 20 calls of SDE-DPM-Solver++, which su
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
@@ -42,10 +43,13 @@ HERE = Path(__file__).parent
 BATCH, NUM_STEPS = 64, 20
 SCALES = (1.0, 1.25, 1.5, 2.0)  # of guidance
 SCREENED_JOINT, SCREENED_LABELS = (1.0, 1.5), (1.0, 2.0)
+MASK_SCALE = 1.5
+CHANNELS = TRUNK["block_out_channels"]
 LEAK_TIMESTEPS = (50, 200, 500)
 BOUND_IMAGES, BOUND_TIMESTEPS = 40, None
 CHAINS, CHAIN_IMAGES = 4, 1000  # the rival's label and mask of an image: the mean of so many samples
-Scores = dict[str, dict[str, float]]
+Score = dict[str, float]
+Row = tuple[str, Callable[[], Score]]
 
 
 def small_arrays(data_dir: Path, split: str) -> dict[str, torch.Tensor]:
@@ -130,79 +134,102 @@ def agreement_given_labels(judge: Judge, images: torch.Tensor, labels: torch.Ten
     return judge.quality(images) | {"label_agreement": judge.agreement(images, labels)}
 
 
-def score_joint(arm: str, model: nn.Module, judge: Judge, seed: int) -> Scores:
-    options: Joint = ARMS[arm]
-    literal, compared = options.alpha_scaling == "paper", arm in MAIN_ARMS
-    scheduler, num_steps = options.scheduler(), LITERAL_STEPS if literal else NUM_STEPS
+def joint_sampler(arm: str, model: nn.Module, judge: Judge, seed: int) -> Callable[..., dict[str, torch.Tensor]]:
+    """(given=None, **arguments of the pipeline) -> samples, by the solver of all tables."""
+    literal = ARMS[arm].alpha_scaling == "paper"
+    scheduler = ARMS[arm].scheduler()
+    if not literal:  # it has no log-SNR, which DPM-Solver++ integrates over
+        scheduler = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, **SOLVER)
     pipeline = MultimodalMultitaskPipeline(model.unet, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    if not literal:  # it has no log-SNR, which DPM-Solver++ integrates over
-        pipeline.scheduler = MultimodalDPMSolverMultistepScheduler.from_config(scheduler.config, **SOLVER)
-    sample_in = JointSampler(pipeline, judge.num_samples, seed)
+    num_steps = LITERAL_STEPS if literal else NUM_STEPS
+    return partial(JointSampler(pipeline, judge.num_samples, seed), num_inference_steps=num_steps)
 
-    def sample(given: Mapping[str, torch.Tensor] | None = None, **arguments) -> dict[str, torch.Tensor]:
-        return sample_in(given, num_inference_steps=num_steps, **arguments)
 
-    read = sample({"image": judge.images})
-    scores = {
-        "image given": {
-            "label_accuracy": (read["label"] == judge.labels).float().mean().item(),
-            "calibration_error": calibration_error(read["label_probabilities"], judge.labels),
-            "mask_iou": mask_iou(read["mask"], judge.masks),
-        },
-    }
+def joint_rows(arm: str, model: Callable[[], nn.Module], judge: Judge, seed: int) -> Iterator[Row]:
+    options: Joint = ARMS[arm]
+    compared, literal = arm in MAIN_ARMS, options.alpha_scaling == "paper"
+    sampler = cache(lambda: joint_sampler(arm, model(), judge, seed))
+
+    def read() -> Score:
+        samples = sampler()({"image": judge.images})
+        return {
+            "label_accuracy": (samples["label"] == judge.labels).float().mean().item(),
+            "calibration_error": calibration_error(samples["label_probabilities"], judge.labels),
+            "mask_iou": mask_iou(samples["mask"], judge.masks),
+        }
+
+    def together(**arguments) -> Score:
+        return quality_and_agreement(judge, sampler()(**arguments))
+
+    def of_labels(scale: float) -> Score:
+        return given_label(judge, sampler()({"label": judge.balanced_labels()}, guidance_scale=scale)["image"])
+
+    def of_masks(**arguments) -> Score:
+        return given_mask(judge, sampler()({"mask": judge.masks[: judge.num_samples]}, **arguments)["image"])
+
+    yield "image given", read
     if options.image_weight == 0:
-        return scores
-    scores["joint"] = quality_and_agreement(judge, sample())
+        return
+    yield "joint", together
     for scale in SCALES if compared else SCREENED_JOINT:
-        samples = sample(discrete="draw_first", guidance_scale=scale)
-        scores[f"joint, draw first, guidance {scale:g}"] = quality_and_agreement(judge, samples)
+        yield f"joint, draw first, guidance {scale:g}", partial(together, discrete="draw_first", guidance_scale=scale)
     for scale in SCALES if compared else SCREENED_LABELS:
-        images = sample({"label": judge.balanced_labels()}, guidance_scale=scale)["image"]
-        scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
-    scores["mask given"] = given_mask(judge, sample({"mask": judge.masks[: judge.num_samples]})["image"])
+        yield f"label given, guidance {scale:g}", partial(of_labels, scale)
+    yield "mask given", of_masks
     if compared:
-        images = sample({"mask": judge.masks[: judge.num_samples]}, discrete="draw_first", guidance_scale=1.5)["image"]
-        scores["mask given, guidance 1.5"] = given_mask(judge, images)
+        yield f"mask given, guidance {MASK_SCALE:g}", partial(of_masks, guidance_scale={"mask": MASK_SCALE})
     if not literal:
-        scores["leak"] = leak(model.unet, scheduler, judge)
+        yield "leak", lambda: leak(model().unet, options.scheduler(), judge)
     if compared and not literal:
-        scores["likelihood"] = bits_per_dim(model.unet, scheduler, judge)
-    return scores
+        yield "likelihood", lambda: bits_per_dim(model().unet, options.scheduler(), judge)
 
 
-def score_concatenated(model: nn.Module, judge: Judge, seed: int) -> Scores:
-    def sample(given: Mapping[str, torch.Tensor], scale: float = 1.0, offset: int = 0) -> torch.Tensor:
+def concatenated_rows(model: Callable[[], nn.Module], judge: Judge, seed: int) -> Iterator[Row]:
+    labels, masks = drawn_labels(judge, seed), judge.masks[: judge.num_samples]
+
+    def sample(given: Mapping[str, torch.Tensor], scale: float = 1.0, noise_seed: int = seed) -> torch.Tensor:
         total = len(next(iter(given.values()))) if given else judge.num_samples
         parts = []
-        for rows, generator in batches(total, seed + offset):
+        for rows, generator in batches(total, noise_seed):
             known = {name: values[rows] for name, values in given.items()}
-            parts.append(sample_concatenated(model, known, rows.stop - rows.start, NUM_STEPS, scale, generator))
+            parts.append(sample_concatenated(model(), known, rows.stop - rows.start, NUM_STEPS, scale, generator))
         return torch.cat(parts)
 
-    def images(given: Mapping[str, torch.Tensor], scale: float) -> torch.Tensor:
-        return decode(model, sample(given, scale))["image"]
+    def images(given: Mapping[str, torch.Tensor], scale: float = 1.0) -> torch.Tensor:
+        return decode(model(), sample(given, scale))["image"]
 
-    rows = slice(0, CHAIN_IMAGES)
-    chains = [sample({"image": judge.images[rows] * 2 - 1}, offset=chain) for chain in range(CHAINS)]
-    read = decode(model, torch.stack(chains).mean(0))
-    scores = {
-        "image given": {
-            "label_accuracy": (read["label"] == judge.labels[rows]).float().mean().item(),
-            "mask_iou": mask_iou(read["mask"], judge.masks[rows]),
-        },
-        "joint": quality_and_agreement(judge, decode(model, sample({}))),
-    }
-    labels = drawn_labels(judge, seed)
+    def read() -> Score:
+        rows = slice(0, CHAIN_IMAGES)
+        known = {"image": judge.images[rows] * 2 - 1}
+        chains = [sample(known, noise_seed=seed * CHAINS + chain) for chain in range(CHAINS)]
+        found = decode(model(), torch.stack(chains).mean(0))
+        return {
+            "label_accuracy": (found["label"] == judge.labels[rows]).float().mean().item(),
+            "mask_iou": mask_iou(found["mask"], judge.masks[rows]),
+        }
+
+    yield "image given", read
+    yield "joint", lambda: quality_and_agreement(judge, decode(model(), sample({})))
+    yield from rows_of_labels(lambda labels, scale: images({"label": labels}, scale), labels, judge)
+    yield "mask given", lambda: given_mask(judge, images({"mask": masks}))
+
+
+def rows_of_labels(
+    sample: Callable[[torch.Tensor, float], torch.Tensor], drawn: torch.Tensor, judge: Judge
+) -> Iterator[Row]:
+    """Of a model that is told labels: drawn ones, which make pairs, and balanced ones."""
+
+    def of_drawn(scale: float) -> Score:
+        return agreement_given_labels(judge, sample(drawn, scale), drawn)
+
+    def of_balanced(scale: float) -> Score:
+        return given_label(judge, sample(judge.balanced_labels(), scale))
+
     for scale in SCALES:
-        drawn = agreement_given_labels(judge, images({"label": labels}, scale), labels)
-        scores[f"joint, draw first, guidance {scale:g}"] = drawn
+        yield f"joint, draw first, guidance {scale:g}", partial(of_drawn, scale)
     for scale in SCALES:
-        scores[f"label given, guidance {scale:g}"] = given_label(
-            judge, images({"label": judge.balanced_labels()}, scale)
-        )
-    scores["mask given"] = given_mask(judge, images({"mask": judge.masks[: judge.num_samples]}, 1.0))
-    return scores
+        yield f"label given, guidance {scale:g}", partial(of_balanced, scale)
 
 
 def sample_specialist(
@@ -212,85 +239,129 @@ def sample_specialist(
     return sample_unet(unet, scheduler, NUM_STEPS, labels, scale, num_samples, seed)
 
 
-def score_ddpm(unet: nn.Module, judge: Judge, seed: int) -> Scores:
-    alone = MultimodalUNet2DModel.from_unet(unet).eval()
-    return {
-        "joint": judge.quality(sample_specialist(unet, None, 1.0, judge.num_samples, seed)),
-        "likelihood": bits_per_dim(alone, MultimodalDDPMScheduler(prediction_type="epsilon"), judge),
-    }
+def ddpm_rows(model: Callable[[], nn.Module], judge: Judge, seed: int) -> Iterator[Row]:
+    def bound() -> Score:
+        alone = MultimodalUNet2DModel.from_unet(model()).eval()
+        return bits_per_dim(alone, MultimodalDDPMScheduler(prediction_type="epsilon"), judge)
+
+    yield "joint", lambda: judge.quality(sample_specialist(model(), None, 1.0, judge.num_samples, seed))
+    yield "likelihood", bound
 
 
-def score_class_conditional(unet: nn.Module, judge: Judge, seed: int) -> Scores:
-    scores, drawn = {}, drawn_labels(judge, seed)
-    for scale in SCALES:
-        images = sample_specialist(unet, drawn, scale, judge.num_samples, seed)
-        scores[f"joint, draw first, guidance {scale:g}"] = agreement_given_labels(judge, images, drawn)
-    for scale in SCALES:
-        images = sample_specialist(unet, judge.balanced_labels(), scale, judge.num_samples, seed)
-        scores[f"label given, guidance {scale:g}"] = given_label(judge, images)
-    return scores
+def class_conditional_rows(model: Callable[[], nn.Module], judge: Judge, seed: int) -> Iterator[Row]:
+    def sample(labels: torch.Tensor, scale: float) -> torch.Tensor:
+        return sample_specialist(model(), labels, scale, judge.num_samples, seed)
+
+    return rows_of_labels(sample, drawn_labels(judge, seed), judge)
 
 
 class WithMask(nn.Module):
-    """A mask-conditioned UNet as a plain one, its masks those of the rows of each batch in turn."""
+    """A mask-conditioned UNet as a plain one, its masks those of the rows of each batch in turn.
 
-    def __init__(self, unet: nn.Module, masks: torch.Tensor):
+    With guidance, against a mask that is withheld, it is called once a step all the same.
+    """
+
+    def __init__(self, unet: nn.Module, masks: torch.Tensor, scale: float = 1.0):
         super().__init__()
-        self.unet, self.config, self.masks, self.calls = unet, unet.config, masks.split(BATCH_SIZE), 0
+        self.unet, self.config, self.scale = unet, unet.config, scale
+        self.masks, self.calls = masks.split(BATCH_SIZE), 0
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor):
-        masks = self.masks[self.calls // NUM_STEPS]
+        mask = mask_channel(self.masks[self.calls // NUM_STEPS])
         self.calls += 1
-        return self.unet(torch.cat([sample, mask_channel(masks)], dim=1), timestep)
+        output = self.unet(torch.cat([sample, mask], dim=1), timestep)
+        if self.scale != 1:
+            withheld = self.unet(torch.cat([sample, torch.zeros_like(mask)], dim=1), timestep).sample
+            output.sample = withheld + self.scale * (output.sample - withheld)
+        return output
 
 
-def score_mask_conditioned(unet: nn.Module, judge: Judge, seed: int) -> Scores:
+def mask_conditioned_rows(
+    model: Callable[[], nn.Module], judge: Judge, seed: int, scales: tuple[float, ...] = (1.0,)
+) -> Iterator[Row]:
     masks = judge.masks[: judge.num_samples]
-    return {"mask given": given_mask(judge, sample_specialist(WithMask(unet, masks), None, 1.0, len(masks), seed))}
+
+    def of_masks(scale: float) -> Score:
+        images = sample_specialist(WithMask(model(), masks, scale), None, 1.0, len(masks), seed)
+        return given_mask(judge, images)
+
+    for scale in scales:
+        yield "mask given" if scale == 1 else f"mask given, guidance {scale:g}", partial(of_masks, scale)
 
 
-def score_silhouette_unet(unet: nn.Module, judge: Judge, seed: int) -> Scores:
-    masks = torch.cat([unet(batch * 2 - 1, 0).sample.argmax(1) for batch in judge.images.split(BATCH_SIZE)])
-    return {"image given": {"mask_iou": mask_iou(masks, judge.masks)}}
+def silhouette_unet_rows(model: Callable[[], nn.Module], judge: Judge, seed: int) -> Iterator[Row]:
+    def read() -> Score:
+        masks = [model()(batch * 2 - 1, 0).sample.argmax(1) for batch in judge.images.split(BATCH_SIZE)]
+        return {"mask_iou": mask_iou(torch.cat(masks), judge.masks)}
+
+    yield "image given", read
 
 
-def score_classifier(model: nn.Module, judge: Judge, seed: int) -> Scores:
-    probabilities = torch.cat([model(batch).float().softmax(1) for batch in (judge.images * 2 - 1).split(BATCH_SIZE)])
-    accuracy = (probabilities.argmax(1) == judge.labels).float().mean().item()
-    return {
-        "image given": {
-            "label_accuracy": accuracy,
-            "calibration_error": calibration_error(probabilities, judge.labels),
+def classifier_rows(model: Callable[[], nn.Module], judge: Judge, seed: int) -> Iterator[Row]:
+    def read() -> Score:
+        logits = torch.cat([model()(batch).float() for batch in (judge.images * 2 - 1).split(BATCH_SIZE)])
+        return {
+            "label_accuracy": (logits.argmax(1) == judge.labels).float().mean().item(),
+            "calibration_error": calibration_error(logits.softmax(1), judge.labels),
         }
-    }
+
+    yield "image given", read
 
 
-SCORERS: dict[str, Callable[[nn.Module, Judge, int], Scores]] = {
-    "classifier": score_classifier,
-    "ddpm": score_ddpm,
-    "class_conditional": score_class_conditional,
-    "silhouette_unet": score_silhouette_unet,
-    "mask_conditioned": score_mask_conditioned,
-    "concatenated": score_concatenated,
-    "concatenated_tuned": score_concatenated,
+SPECIALIST_ROWS: dict[str, Callable[[Callable[[], nn.Module], Judge, int], Iterator[Row]]] = {
+    "classifier": classifier_rows,
+    "ddpm": ddpm_rows,
+    "class_conditional": class_conditional_rows,
+    "class_conditional_min_snr": class_conditional_rows,
+    "class_conditional_few_labels": class_conditional_rows,
+    "silhouette_unet": silhouette_unet_rows,
+    "mask_conditioned": mask_conditioned_rows,
+    "mask_conditioned_dropout": partial(mask_conditioned_rows, scales=(1.0, MASK_SCALE)),
+    "concatenated": concatenated_rows,
+    "concatenated_tuned": concatenated_rows,
 }
 
 
-@torch.no_grad()
-def score(arm: str, model: nn.Module, judge: Judge, seed: int) -> Scores:
+def rows_of(arm: str, model: Callable[[], nn.Module], judge: Judge, seed: int) -> Iterator[Row]:
+    """All rows of an arm; the model is asked for when the first of them is computed."""
     if isinstance(ARMS[arm], Joint):
-        with mock.patch.object(SubsetDenoiser, "withheld_state", ARMS[arm].withheld_state):
-            scores = score_joint(arm, model, judge, seed)
-    else:
-        scores = SCORERS[arm](model, judge, seed)
-    return {how: {name: round(value, 4) for name, value in row.items()} for how, row in scores.items()}
+        return joint_rows(arm, model, judge, seed)
+    return SPECIALIST_ROWS[arm](model, judge, seed)
 
 
-def score_real_images(data: Mapping[str, torch.Tensor], judge: Judge, seed: int) -> Scores:
+def score(path: Path, train: Callable[[], dict], rows: Iterable[Row], args: argparse.Namespace) -> None:
+    """Add the rows that a JSON has not yet, one by one; what `train` returns goes beside them.
+
+    Raises:
+        ValueError: if the JSON is of another number of steps or images, or of another width.
+    """
+    record = json.loads(path.read_text()) if path.exists() else {"scores": {}}
+    settings = {name: getattr(args, name) for name in ("steps", "width", "num_samples") if name in args}
+    if record.setdefault("settings", settings) != settings:
+        raise ValueError(
+            f"{path} has scores of {record['settings']}, not {settings}; give another folder by --results."
+        )
+    missing = [(name, compute) for name, compute in rows if name not in record["scores"]]
+    if not missing:
+        return
+    record |= train()
+    print(path.stem, flush=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+        for name, compute in missing:
+            record["scores"][name] = {key: round(value, 4) for key, value in compute().items()}
+            path.write_text(json.dumps(record, indent=2) + "\n")
+            print(f"  {name}", record["scores"][name], flush=True)
+
+
+def real_images_rows(data: Mapping[str, torch.Tensor], judge: Judge, seed: int) -> Iterator[Row]:
     """As many training images as are sampled: what the best of samples would have."""
-    rows = torch.randperm(len(data["label"]), generator=torch.Generator().manual_seed(seed))[: judge.num_samples]
-    images, labels = data["image"][rows][:, None].float() / 255, data["label"][rows]
-    return {"joint": agreement_given_labels(judge, images, labels)}
+
+    def compute() -> Score:
+        order = torch.randperm(len(data["label"]), generator=torch.Generator().manual_seed(seed))
+        rows = order[: judge.num_samples]
+        return agreement_given_labels(judge, data["image"][rows][:, None].float() / 255, data["label"][rows])
+
+    yield "joint", compute
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -318,22 +389,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     data, judge = small_arrays(args.data_dir, "train"), load_judge(args.data_dir, args.num_samples)
-    TRUNK["block_out_channels"] = tuple(args.width * channels for channels in TRUNK["block_out_channels"])
+    TRUNK["block_out_channels"] = tuple(args.width * channels for channels in CHANNELS)
     args.results.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
-        reference = args.results / f"real_images-{seed}.json"
-        if not reference.exists():
-            reference.write_text(json.dumps({"scores": score_real_images(data, judge, seed)}, indent=2) + "\n")
+        path = args.results / f"real_images-{seed}.json"
+        score(path, lambda: {}, real_images_rows(data, judge, seed), args)
         for arm in args.arms:
-            path = args.results / f"{arm}-{seed}.json"
-            if path.exists():
-                continue
-            model = train(arm, seed, args, data)
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-                scores = score(arm, model, judge, seed)
-            training = json.loads((args.runs / f"{arm}-{seed}" / "training.json").read_text())
-            path.write_text(json.dumps({"training": training, "scores": scores}, indent=2) + "\n")
-            print(arm, seed, json.dumps(scores), flush=True)
+            model = cache(partial(train, arm, seed, args, data))
+
+            def trained(model: Callable = model, folder: Path = args.runs / f"{arm}-{seed}") -> dict:
+                model()
+                return {"training": json.loads((folder / "training.json").read_text())}
+
+            withheld = getattr(ARMS[arm], "withheld_state", Presence.ABSENT)
+            with mock.patch.object(SubsetDenoiser, "withheld_state", withheld):
+                score(args.results / f"{arm}-{seed}.json", trained, rows_of(arm, model, judge, seed), args)
 
 
 if __name__ == "__main__":
