@@ -24,7 +24,7 @@ from paper import cards, labels, masked, representation, segmentation, training 
 from paper.arms import TASKS, Joint, make_arms  # noqa: E402
 from paper.data import SIZES, load_arrays  # noqa: E402
 from paper.report import report  # noqa: E402
-from paper.scores import Judge, rows_of  # noqa: E402
+from paper.scores import Judge, Rows  # noqa: E402
 
 from mmdiff_pipelines.evaluation import (  # noqa: E402
     ClassifierFeatures,
@@ -51,6 +51,11 @@ class Benchmark:
             self.shared[name] = make()
         return self.shared[name]
 
+    def num_samples(self, data: str) -> int:
+        if self.args.quick:
+            return QUICK_SAMPLES
+        return NUM_SCENES if data == "camvid" else self.args.num_samples
+
     def judge(self, data: str) -> Judge:
         """Of CIFAR-10 and CamVid by the feature network, of Fashion-MNIST by the independent classifier."""
 
@@ -60,11 +65,9 @@ class Benchmark:
             else:
                 name = self.args.features
                 network = self.once(name, lambda: feature_network(name, self.args.feature_weights))
-            num_samples = NUM_SCENES if data == "camvid" else self.args.num_samples
-            num_samples = QUICK_SAMPLES if self.args.quick else num_samples
             steps = QUICK_STEPS if self.args.quick else 20
             cache = self.args.runs / "features" / Path(name).name
-            return Judge(network, self.args.data_dir, data, num_samples, steps, cache)
+            return Judge(network, self.args.data_dir, data, self.num_samples(data), steps, cache)
 
         return self.once(f"judge of {data}", make)
 
@@ -116,10 +119,14 @@ class Benchmark:
         if not training.is_trained(arm, folder):
             print(f"{name}, seed {seed}: not trained, nothing in {folder}", flush=True)
             return
-        model, rows = (
-            training.load_arm(arm, folder),
-            rows_of(task, name, seed, training.training_record(folder), self.args),
-        )
+        settings = {
+            "weights": training.weights_digest(arm, folder),
+            "num_samples": self.num_samples(arm.data),
+            "features": "the independent classifier" if arm.data == "fashion_mnist" else Path(self.args.features).name,
+        }
+        path = self.args.results / task / f"{name}-{seed}.json"
+        rows = Rows(path, training.training_record(folder), settings)
+        model = training.load_arm(arm, folder)
         if task == "masked":
             similarity = self.once("LPIPS", lambda: LearnedSimilarity(self.args.lpips_weights))
             masked.score(name, model, rows, self.judge("cifar10"), similarity)
@@ -134,15 +141,19 @@ class Benchmark:
         elif name == "fashion-mnist-caption":
             judge = self.judge("fashion_mnist")
             representation.score_caption(model, rows, judge, self.captions(), self.classifier())
+        elif name == "fashion_classifier":
+            labels.score_classifier(model, rows, self.judge("fashion_mnist"))
         else:
-            representation.score_ddpm(model, rows, self.judge("cifar10"))
+            representation.score_ddpm(model, rows, self.judge(arm.data))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = list(make_arms())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="the folder of the prepared data")
-    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="weights and checkpoints")
+    parser.add_argument(
+        "--runs", type=Path, help="weights and checkpoints (default: runs/paper; quick: runs/paper_quick)"
+    )
     parser.add_argument("--results", type=Path, help="the rows (default: benchmarks/paper/results; quick: in --runs)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM", help=", ".join(names))
@@ -161,6 +172,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_samples", type=int, default=1000, help="images a row")
     parser.add_argument("--quick", action="store_true", help="two steps of everything")
     args = parser.parse_args(argv)
+    if args.quick and args.cards:
+        parser.error("--quick scores a few samples, which no card should show; take --cards or --quick")
+    if args.runs is None:
+        args.runs = Path("runs/paper_quick" if args.quick else "runs/paper")
     if args.results is None:
         args.results = args.runs / "results" if args.quick else Path(__file__).parent / "paper/results"
     return args
@@ -182,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
                 benchmark.score(task, name, seed)
     for _, name in chosen if args.cards else []:
         folder = training.folder_of(name, 0, args)
-        if isinstance(benchmark.arms[name], Joint) and folder.parent.name == "model_cards":
+        if isinstance(benchmark.arms[name], Joint) and folder == training.card_of(name) and folder.is_dir():
             cards.write(folder, benchmark.arms[name].data, args.results)
     text = report(args.results)
     args.results.mkdir(parents=True, exist_ok=True)

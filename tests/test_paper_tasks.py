@@ -25,6 +25,8 @@ BASELINES = [
     "reconstruction_lpips",
     "class_conditional",
     "classifier",
+    "fashion_ddpm",
+    "fashion_classifier",
 ]
 SCENES = ["segmenter_judge", "segmenter", "mask_to_image", "concatenated"]
 
@@ -119,9 +121,36 @@ def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options
     scores = read_scores(runs_of(options) / "results" / task)[f"{name}-0"]
     assert len(scores) >= 4 and all(np.isfinite(value) for row in scores.values() for value in row.values())
     data = benchmark.make_arms()[name].data
-    metrics = benchmark.cards.evaluation(name, data, runs_of(options) / "results")["metrics"]
+    evaluation = benchmark.cards.evaluation(name, data, runs_of(options) / "results")
     lines = [line.name for line in benchmark.cards.LINES[name] if "20 steps" not in line.how]
-    assert [metric["name"] for metric in metrics] == lines  # two steps have no rows of 20
+    assert [metric["name"] for metric in evaluation["metrics"]] == lines  # two steps have no rows of 20
+    assert evaluation["method"].startswith("Seed 0; 8 samples a row")
+
+
+def test_the_rows_beside_ours_on_cards_are_those_that_arms_have(benchmark, options, tmp_path):
+    """Of two steps, not of 20."""
+    benchmark.main([*options, "--arms", *BASELINES, *SCENES, "--train", "--results", str(tmp_path / "results")])
+    scores = {path.stem[:-2]: json.loads(path.read_text())["scores"] for path in tmp_path.rglob("*.json")}
+    places = [place for lines in benchmark.cards.LINES.values() for line in lines for place in line.others.values()]
+    for arm, how, score in places:
+        if arm in scores and "20 steps" not in how:
+            assert score in scores[arm][how]
+    assert {arm for arm, *_ in places} - scores.keys() == {"cifar10-label-heads", "cifar10-embedding"}
+
+
+def test_rows_of_other_weights_are_not_mixed(benchmark, options):
+    arguments = [*options, "--arms", "fashion_classifier", "--tasks", "representation"]
+    benchmark.main([*arguments, "--train"])
+    path = runs_of(options) / "fashion_classifier-0" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(ValueError, match="fashion_classifier-0.json has scores of .*weights.*move it away"):
+        benchmark.main(arguments)
+
+
+def test_a_card_does_not_show_quick_scores(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(["--quick", "--cards"])
+    assert "take --cards or --quick" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_said(benchmark, options, tmp_path, capsys):

@@ -22,6 +22,7 @@ from .data import IGNORED, NUM_SCENE_CLASSES, SIZES, Batch, augment_scenes, hole
 
 
 TRUNK = GREY_TRUNK | {"in_channels": 3, "out_channels": 3}
+CAPTIONED = GREY_TRUNK | {"block_out_channels": (8, 16, 32, 64), "norm_num_groups": 4}
 SCENES = TRUNK | {"sample_size": SIZES["camvid"]}
 Loss = Callable[[nn.Module, Batch, torch.Generator], torch.Tensor]
 
@@ -180,6 +181,8 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
         # 4. image and representation
         "cifar10-embedding": Joint("image_and_representation", "cifar10"),
         "fashion-mnist-caption": Joint("image_and_representation", "fashion_mnist"),
+        "fashion_ddpm": Baseline(lambda: UNet2DModel(**CAPTIONED), ddpm_loss, "fashion_mnist", steps=3500),
+        "fashion_classifier": Baseline(lambda: Classifier(CAPTIONED), classifier_loss, "fashion_mnist", steps=3500),
     }
 
 
@@ -187,5 +190,5 @@ TASKS = {
     "masked": ["cifar10-masked", "reconstruction_mse", "reconstruction_lpips", "mask_conditioned", "ddpm"],
     "label": ["cifar10-label", "cifar10-label-heads", "ddpm", "class_conditional", "classifier"],
     "segmentation": ["segmenter_judge", "camvid-segmentation", "segmenter", "mask_to_image", "concatenated"],
-    "representation": ["cifar10-embedding", "ddpm", "fashion-mnist-caption"],
+    "representation": ["cifar10-embedding", "ddpm", "fashion-mnist-caption", "fashion_ddpm", "fashion_classifier"],
 }

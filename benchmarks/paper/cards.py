@@ -11,18 +11,14 @@ from .arms import TASKS
 
 
 METHOD = (
-    "Seed 0; 1,000 samples a row (404 scenes), 20 calls of SDE-DPM-Solver++, twice that with guidance. The baselines have "
-    "the same trunk, steps, batches and order of data. Fréchet distances are on {features}, so they compare with nothing "
-    "outside this table."
+    "Seed 0; {num_samples:,} samples a row, 20 calls of SDE-DPM-Solver++, twice that with guidance; one call where it says "
+    "so and for regressions, 50 ancestral steps and their jumps for RePaint. The baselines have the same trunk, steps, "
+    "batches and order of data. Fréchet distances are on {features}, so they compare with nothing outside this table."
 )
-EFFICIENTNET = "EfficientNet-Lite0 features"
 DATASETS = {
-    "cifar10": ({"name": "CIFAR-10", "type": "uoft-cs/cifar10", "split": "test"}, EFFICIENTNET),
-    "camvid": ({"name": "CamVid", "type": "camvid", "split": "val"}, EFFICIENTNET),
-    "fashion_mnist": (
-        {"name": "Fashion-MNIST", "type": "zalando-datasets/fashion_mnist", "split": "test"},
-        "64 features of an independent classifier",
-    ),
+    "cifar10": {"name": "CIFAR-10", "type": "uoft-cs/cifar10", "split": "test"},
+    "camvid": {"name": "CamVid", "type": "camvid", "split": "val"},
+    "fashion_mnist": {"name": "Fashion-MNIST", "type": "zalando-datasets/fashion_mnist", "split": "test"},
 }
 DATA = {
     "cifar10": "CIFAR-10 (Krizhevsky, 2009), re-coded as JPEG; it has no licence of its own. No image of it is in this repository.",
@@ -46,6 +42,7 @@ KINDS = {
     "calibration_error": ("ece", False),
     "miou": ("mean_iou", True),
     "mask_agreement": ("mean_iou", True),
+    "memorisation": ("distance_ratio", None),
     "cosine": ("cosine_similarity", True),
     "retrieval": ("accuracy", True),
     "probe_accuracy": ("accuracy", True),
@@ -53,77 +50,88 @@ KINDS = {
 
 
 class Line(NamedTuple):
-    """A score on a card: its name there, the row and score of the joint model, and the rows of others by arm."""
+    """A score on a card.
+
+    Args:
+        name: on the card.
+        how, score: the row of the joint model, and its score.
+        others: title -> (arm, row, score) that stand beside it; as a rule of the same row and score.
+    """
 
     name: str
     how: str
     score: str
-    others: dict[str, str] = {}
+    others: dict[str, tuple[str, str, str]] = {}
+    note: str | None = None
+
+
+def line(name: str, how: str, score: str, *arms: str, note: str | None = None, **rows: str) -> Line:
+    """A line beside which arms stand with the same row, or with another that is named."""
+    others = dict.fromkeys(arms, how) | rows
+    return Line(name, how, score, {arm: (arm, row, score) for arm, row in others.items()}, note)
+
+
+REGRESSIONS = ("reconstruction_mse", "reconstruction_lpips")
+ON_LPIPS = "reconstruction_lpips is trained on LPIPS itself"
 
 
 def masked_lines() -> list[Line]:
-    lines = [Line("Fréchet distance of images, nothing given", "generation", "fd", {"ddpm": "generation"})]
+    lines = [line("Fréchet distance of images, nothing given", "generation", "fd", "ddpm")]
     for level in ("10%", "25%", "50%", "75%"):
-        steps = {"mask_conditioned": f"20 steps, {level} hidden"}
-        regression = dict.fromkeys(("reconstruction_mse", "reconstruction_lpips"), f"one call, {level} hidden")
-        raw = {arm: f"{how}, raw" for arm, how in (steps | regression).items()}
-        pasted = {arm: f"{how}, pasted" for arm, how in (steps | regression).items()}
-        pasted["ddpm"] = f"RePaint, {level} hidden, pasted"
-        lines += [
-            Line(f"LPIPS, {level} hidden, raw output", f"20 steps, {level} hidden, raw", "lpips", raw),
-            Line(f"LPIPS, {level} hidden, pasted", f"20 steps, imposed, {level} hidden, pasted", "lpips", pasted),
-            Line(f"LPIPS, {level} hidden, one call, raw output", f"one call, {level} hidden, raw", "lpips"),
-        ]
+        for protocol, title in (("raw", "raw output"), ("pasted", "known pixels pasted")):
+            steps, call = f"20 steps, {level} hidden, {protocol}", f"one call, {level} hidden, {protocol}"
+            rows = dict.fromkeys(REGRESSIONS, call) | (
+                {"ddpm": f"RePaint, {level} hidden, pasted"} if protocol == "pasted" else {}
+            )
+            lines += [
+                line(f"LPIPS, {level} hidden, {title}", steps, "lpips", "mask_conditioned", note=ON_LPIPS, **rows),
+                line(f"LPIPS, {level} hidden, one call, {title}", call, "lpips", "mask_conditioned", *REGRESSIONS),
+            ]
     return lines
 
 
 DRAWN, GIVEN = "joint, draw first, guidance 1.5", "label given, guidance 2"
+HEADS = "cifar10-label-heads"
 LINES: dict[str, list[Line]] = {
     "cifar10-masked": masked_lines(),
     "cifar10-label": [
-        Line(
-            "Fréchet distance of joint samples, guidance 1.5",
-            DRAWN,
-            "fd",
-            {"ddpm": "generation", "class_conditional": "label given, guidance 1.5"},
-        ),
-        Line("Label agreement of joint samples, guidance 1.5", DRAWN, "label_agreement"),
-        Line("Fréchet distance given a label, guidance 2", GIVEN, "fd", {"class_conditional": GIVEN}),
-        Line("Accuracy given a label, guidance 2", GIVEN, "label_accuracy", {"class_conditional": GIVEN}),
-        Line("Label accuracy given an image", "image given", "label_accuracy", {"classifier": "image given"}),
-        Line("Calibration error of that label", "image given", "calibration_error", {"classifier": "image given"}),
+        line("Fréchet distance of pairs", "joint, draw first, guidance 1", "fd", "class_conditional", HEADS, ddpm="generation"),
+        line("Label agreement of pairs", "joint, draw first, guidance 1", "label_agreement", "class_conditional", HEADS),
+        line("Fréchet distance of pairs, guidance 1.5", DRAWN, "fd", "class_conditional", HEADS),
+        line("Label agreement of pairs, guidance 1.5", DRAWN, "label_agreement", "class_conditional", HEADS),
+        line("Fréchet distance given a label, guidance 2", GIVEN, "fd", "class_conditional", HEADS),
+        line("Accuracy given a label, guidance 2", GIVEN, "label_accuracy", "class_conditional", HEADS),
+        line("Label accuracy given an image", "image given", "label_accuracy", "classifier", HEADS),
+        line("Calibration error of that label", "image given", "calibration_error", "classifier", HEADS),
     ],
     "camvid-segmentation": [
-        Line("mIoU given an image", "image given", "miou", {"segmenter": "image given"}),
-        Line("Fréchet distance of joint samples", "joint", "fd", {"concatenated": "joint"}),
-        Line("mIoU of generated mask and image", "joint", "mask_agreement", {"concatenated": "joint"}),
-        Line(
-            "Fréchet distance given a mask",
-            "mask given, guidance 1",
-            "fd",
-            {"mask_to_image": "mask given, guidance 1"},
-        ),
-        Line(
-            "mIoU of a given mask and its image",
-            "mask given, guidance 1",
-            "mask_agreement",
-            {"mask_to_image": "mask given, guidance 1"},
-        ),
+        line("mIoU given an image", "image given", "miou", "segmenter"),
+        line("Fréchet distance of joint samples", "joint", "fd", "concatenated"),
+        line("mIoU of generated mask and image", "joint", "mask_agreement", "concatenated"),
+        line("Distance to training scenes, in that of held-out ones", "joint", "memorisation", "concatenated"),
+        line("Fréchet distance given a mask", "mask given, guidance 1", "fd", "mask_to_image"),
+        line("mIoU of a given mask and its image", "mask given, guidance 1", "mask_agreement", "mask_to_image"),
     ],
     "cifar10-embedding": [
-        Line("Fréchet distance of joint samples", "joint", "fd", {"ddpm": "generation"}),
-        Line("Cosine of generated embedding and image", "joint", "cosine"),
-        Line("Cosine of the embedding of a held-out image", "image given", "cosine"),
-        Line("Linear probe on it", "image given", "probe_accuracy"),
-        Line("Retrieval of a given embedding, guidance 2", "embedding given, guidance 2", "retrieval"),
+        line("Fréchet distance of joint samples", "joint", "fd", ddpm="generation"),
+        Line("Cosine of generated embedding and image", "joint", "cosine", {
+            "shuffled": ("cifar10-embedding", "joint", "cosine_shuffled"),
+        }),
+        Line("Cosine of the embedding of a held-out image", "image given", "cosine", {
+            "shuffled": ("cifar10-embedding", "image given", "cosine_shuffled"),
+        }),
+        Line("Linear probe on it", "image given", "probe_accuracy", {
+            "real embeddings": ("cifar10-embedding", "real pairs", "probe_accuracy"),
+        }),
+        line("Retrieval of a given embedding, guidance 2", "embedding given, guidance 2", "retrieval"),
     ],
     "fashion-mnist-caption": [
-        Line("Fréchet distance of joint samples", "joint", "fd"),
-        Line("Class of caption and image agree", "joint", "label_agreement"),
-        Line("Class of the caption of a held-out image", "image given", "label_accuracy"),
-        Line("Class of a given caption kept, guidance 2", "caption given, guidance 2", "label_accuracy"),
+        line("Fréchet distance of joint samples", "joint", "fd", fashion_ddpm="generation"),
+        line("Class of caption and image agree", "joint", "label_agreement"),
+        line("Class of the caption of a held-out image", "image given", "label_accuracy", "fashion_classifier"),
+        line("Class of a given caption kept, guidance 2", "caption given, guidance 2", "label_accuracy"),
     ],
-}
+}  # fmt: skip
 
 
 def evaluation(name: str, data: str, results: Path) -> dict:
@@ -139,23 +147,28 @@ def evaluation(name: str, data: str, results: Path) -> dict:
     """
     task = next(task for task, names in TASKS.items() if name in names)
 
-    def scores(arm: str) -> dict[str, dict[str, float]]:
-        return json.loads((results / task / f"{arm}-0.json").read_text())["scores"]
+    def record(arm: str) -> dict:
+        path = results / task / f"{arm}-0.json"
+        return json.loads(path.read_text()) if path.exists() else {"scores": {}}
 
-    ours, metrics = scores(name), []
-    for line in LINES[name]:
-        if line.score not in ours.get(line.how, {}):
+    def score(arm: str, how: str, kind: str) -> float | None:
+        return record(arm)["scores"].get(how, {}).get(kind)
+
+    ours, metrics = record(name), []
+    if "settings" not in ours:
+        raise FileNotFoundError(f"{results / task} has no rows of {name}; score it first.")
+    for title, how, kind, others, note in LINES[name]:
+        if (value := score(name, how, kind)) is None:
             continue
-        there = [arm for arm in line.others if (results / task / f"{arm}-0.json").exists()]
-        rows = {arm: scores(arm).get(line.others[arm], {}) for arm in there}
-        baselines = {arm: row[line.score] for arm, row in rows.items() if line.score in row}
-        kind, higher_is_better = KINDS[line.score]
-        metric = {"name": line.name, "type": kind, "value": ours[line.how][line.score]}
-        metrics.append(metric | {"higher_is_better": higher_is_better, "baselines": baselines})
-    dataset, features = DATASETS[data]
+        baselines = {other: found for other, place in others.items() if (found := score(*place)) is not None}
+        kind_there, higher_is_better = KINDS[kind]
+        metric = {"name": title, "type": kind_there, "value": value, "baselines": baselines}
+        optional = {"higher_is_better": higher_is_better, "note": note}
+        metrics.append(metric | {key: item for key, item in optional.items() if item is not None})
+    settings = {"num_samples": ours["settings"]["num_samples"], "features": ours["settings"]["features"]}
     return {
-        "dataset": dataset,
-        "method": METHOD.format(features=features),
+        "dataset": DATASETS[data],
+        "method": METHOD.format(**settings),
         "command": f"python benchmarks/paper_tasks.py --tasks {task} --cards",
         "metrics": metrics,
         "limits": LIMITS[data],

@@ -3,6 +3,8 @@
 The reader of images is a logistic regression on the embeddings of a frozen encoder, independent of all arms.
 """
 
+from functools import partial
+
 import torch
 from baselines import NULL_CLASS
 from torch import nn
@@ -86,29 +88,38 @@ def label_scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str,
 
 
 def score_class_conditional(model: nn.Module, rows: Rows, judge: Judge, read: LabelReader) -> None:
-    labels = balanced_labels(judge.num_samples)
+    drawn = torch.randint(0, 10, (judge.num_samples,), generator=torch.Generator().manual_seed(0))
 
-    def of_labels(scale: float) -> dict[str, float]:
+    def of_labels(labels: torch.Tensor, scale: float, score: str) -> dict[str, float]:
         denoise = guided(model, labels, NULL_CLASS, scale)
         images = to_unit(sample_ddpm(denoise, judge.images.shape[1:], judge.num_samples, judge.num_steps))
-        return with_labels(images, labels, "label_accuracy", judge, read)
+        return with_labels(images, labels, score, judge, read)
 
+    for scale in SCALES[:3]:  # pairs: the label is drawn from the data's classes
+        rows.add(f"joint, draw first, guidance {scale:g}", partial(of_labels, drawn, scale, "label_agreement"))
     for scale in SCALES:
-        rows.add(f"label given, guidance {scale:g}", lambda scale=scale: of_labels(scale))
+        labels = balanced_labels(judge.num_samples)
+        rows.add(f"label given, guidance {scale:g}", partial(of_labels, labels, scale, "label_accuracy"))
 
 
-@torch.no_grad()
-def score_classifier(model: nn.Module, rows: Rows, judge: Judge, read: LabelReader) -> None:
+def score_classifier(model: nn.Module, rows: Rows, judge: Judge) -> None:
     pixels, labels = to_pixels(judge.test["image"]), judge.test["label"]
 
+    @torch.no_grad()
     def perceived() -> dict[str, float]:
-        with torch.no_grad():
-            logits = torch.cat([model(pixels[batch]) for batch, _ in batches(len(pixels))])
+        logits = torch.cat([model(pixels[batch]) for batch, _ in batches(len(pixels))])
         return label_scores(logits.softmax(1), labels)
 
     rows.add("image given", perceived)
+
+
+def score_reader(rows: Rows, judge: Judge, read: LabelReader) -> None:
+    """Of the reader itself, on real images."""
     features = judge.real_features("test", judge.images)
-    rows.add("image given, the reader of these tables", lambda: {"label_accuracy": accuracy(read(features), labels)})
+    rows.add(
+        "image given, the reader of these tables",
+        lambda: {"label_accuracy": accuracy(read(features), judge.test["label"])},
+    )
 
 
 def score(name: str, model, rows: Rows, judge: Judge, read: LabelReader) -> None:
@@ -118,6 +129,7 @@ def score(name: str, model, rows: Rows, judge: Judge, read: LabelReader) -> None
     elif name == "class_conditional":
         score_class_conditional(model, rows, judge, read)
     elif name == "classifier":
-        score_classifier(model, rows, judge, read)
+        score_classifier(model, rows, judge)
+        score_reader(rows, judge, read)
     else:
         rows.add("generation", lambda: ddpm_quality(model, judge))

@@ -1,6 +1,5 @@
 """Rows of scores that are kept, and what judges images."""
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable
@@ -25,12 +24,18 @@ class Rows:
     Args:
         path: of the file.
         training: what its training took.
+        settings: of the scores: digest of the weights, number of samples, features.
+
+    Raises:
+        ValueError: if the file has scores of other settings.
     """
 
-    def __init__(self, path: Path, training: dict[str, float]):
+    def __init__(self, path: Path, training: dict[str, float], settings: dict[str, str | int]):
         self.path = path
-        record = json.loads(path.read_text()) if path.exists() else {}
-        self.record = {"training": training, "scores": record.get("scores", {})}
+        record = json.loads(path.read_text()) if path.exists() else {"settings": settings, "scores": {}}
+        if record["settings"] != settings:
+            raise ValueError(f"{path} has scores of {record['settings']}, not {settings}; move it away.")
+        self.record = {"training": training, "settings": settings, "scores": record["scores"]}
 
     def add(self, row: str, compute: Compute) -> None:
         if row in self.record["scores"]:
@@ -85,7 +90,3 @@ class Judge:
         real = self.real_features("test", self.images)
         precision, recall = precision_recall(features, real)
         return {"fd": frechet_distance(features, real), "precision": precision, "recall": recall}
-
-
-def rows_of(task: str, name: str, seed: int, training: dict[str, float], args: argparse.Namespace) -> Rows:
-    return Rows(args.results / task / f"{name}-{seed}.json", training)

@@ -1,6 +1,7 @@
 """Train what is missing, arm by arm; everything goes on from where it was stopped."""
 
 import argparse
+import hashlib
 import json
 import re
 import shlex
@@ -26,8 +27,13 @@ QUICK_STEPS, QUICK_BATCH = 2, 8
 
 def folder_of(name: str, seed: int, args: argparse.Namespace) -> Path:
     """Where an arm's weights are: a checkpoint of ours, or a run."""
-    card = ROOT / "model_cards" / name
+    card = card_of(name)
     return card if args.cards and card.is_dir() else args.runs / f"{name}-{seed}"
+
+
+def card_of(name: str) -> Path:
+    """The folder of the checkpoint of an arm, if it has one."""
+    return ROOT / "model_cards" / name
 
 
 def is_trained(arm: Joint | Baseline, folder: Path) -> bool:
@@ -109,6 +115,12 @@ def load_arm(arm: Joint | Baseline, folder: Path) -> MultimodalMultitaskPipeline
     model = arm.build()
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval().requires_grad_(False)
+
+
+def weights_digest(arm: Joint | Baseline, folder: Path) -> str:
+    """Of the file of weights."""
+    name = "unet/diffusion_pytorch_model.safetensors" if isinstance(arm, Joint) else "model.safetensors"
+    return hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
 
 
 def training_record(folder: Path) -> dict[str, float]:
