@@ -265,18 +265,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--arms", nargs="+", default=["own_decay_1"], help="joint arms of arms.py")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=HERE / "results/inference", help="the folder of the JSONs")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     judge = load_judge(args.data_dir, args.num_samples)
-    folder = HERE / "results" / "inference"
-    folder.mkdir(parents=True, exist_ok=True)
+    args.results.mkdir(parents=True, exist_ok=True)
     for arm in args.arms:
         study = Study(arm, load_unet(arm, args.seed, args.runs), judge)
         with mock.patch.object(SubsetDenoiser, "withheld_state", ARMS[arm].withheld_state):
-            score(folder / f"{arm}-{args.seed}.json", lambda: {}, study.rows(), args)
+            score(args.results / f"{arm}-{args.seed}.json", lambda: {}, study.rows(), args)
 
 
 if __name__ == "__main__":

@@ -374,9 +374,10 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="also draw frontier.png and solvers.png into this folder")
     args = parser.parse_args()
     runs = read_runs()
-    studies = {
-        path.stem: json.loads(path.read_text())["scores"] for path in sorted((RESULTS / "inference").glob("*.json"))
-    }
+    studies = {}
+    for path in sorted(RESULTS.glob("inference*/*.json")):
+        steps = int(path.parent.name.partition("_")[2] or 3000)
+        studies[f"{path.stem}, {steps:,} steps"] = json.loads(path.read_text())["scores"]
     if args.plots is not None:
         plot_frontier(runs, args.plots / "frontier.png")
         if studies:
