@@ -30,7 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         SystemExit: for options that do not exist or do not fit together, with a message, as argparse does.
     """
     parser = argparse.ArgumentParser(
-        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="%(prog)s --train_data_dir DIR --output_dir DIR --modality NAME:TYPE [options; --help lists them]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     for add_group in (
         _add_data, _add_modalities, _add_augmentation, _add_model, _add_lora, _add_diffusion, _add_optimization,
