@@ -23,12 +23,12 @@ from scipy import stats
 matplotlib.use("Agg")
 from arms import BEST_ARM, MAIN_ARMS  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
+from tables import Runs, cell, markdown, read_runs  # noqa: E402
 
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN_DISTANCE = 20
 FRECHET = "frechet_distance"
-Runs = dict[str, list[dict]]
 Column = tuple[str, list[str], str, int]  # title, ways of sampling in order of preference, score, digits
 
 PLAIN, GUIDED, DRAWN, GIVEN = (
@@ -69,25 +69,10 @@ LEAK_COLUMNS: list[Column] = [
 ]
 
 
-def read_runs(folder: Path = RESULTS) -> Runs:
-    """Arm -> its runs, one a seed."""
-    runs: Runs = {}
-    for path in sorted(folder.glob("*.json")):
-        runs.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
-    return runs
-
-
 def values_of(runs: Iterable[dict], ways: list[str], score: str) -> list[float]:
     """One number for each run that has the score, of the first way that it was sampled."""
     rows = [next((run["scores"][way] for way in ways if way in run["scores"]), {}) for run in runs]
     return [row[score] for row in rows if score in row]
-
-
-def cell(values: list[float], digits: int) -> str:
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
 
 
 def noise(columns: list[list[float]], score: str, digits: int) -> str:
@@ -144,7 +129,7 @@ def table(runs: Runs, columns: Callable[[list[dict]], list[Column]]) -> str:
         columns: (the runs of an arm) -> its columns, which have the same titles for all arms.
     """
     shape = columns([])
-    lines = [f"| arm | seeds | {' | '.join(title for title, *_ in shape)} |", f"|{'---|' * (len(shape) + 2)}"]
+    lines, header = [], ["arm", "seeds", *(title for title, *_ in shape)]
     trained: list[list[list[float]]] = []
     for arm, arm_runs in runs.items():
         chosen = columns(arm_runs)
@@ -154,11 +139,11 @@ def table(runs: Runs, columns: Callable[[list[dict]], list[Column]]) -> str:
             if title == "guided" and cells[place]:
                 cells[place] += f" (×{way.rpartition(' ')[2]})"
         if any(cells):
-            lines.append(f"| {arm} | {len(arm_runs)} | {' | '.join(cells)} |")
+            lines.append([arm, str(len(arm_runs)), *cells])
         if arm != "real_images":  # no seed of a training
             trained.append(values)
     spread = [noise([values[i] for values in trained], *column[2:]) for i, column in enumerate(shape)]
-    return "\n".join([*lines, f"| *noise* | | {' | '.join(spread)} |"] if any(spread) else lines)
+    return markdown(header, [*lines, ["*noise*", "", *spread]] if any(spread) else lines)
 
 
 Value = Callable[[dict], float | None]  # one number of a run
@@ -256,22 +241,22 @@ def verdict(ours: list[float], theirs: list[float], higher_is_better: bool, marg
 
 def goals_table(runs: Runs, arm: str) -> str:
     """An arm beside the specialist of each direction."""
-    lines = [f"| | {arm} | specialist | | difference, 95 % | |", "|---|---|---|---|---|---|"]
+    lines = []
     for title, of_ours, specialist, of_theirs, higher, margin in GOALS:
         ours = [v for run in runs.get(arm, []) if (v := of_ours(run)) is not None]
         theirs = [v for run in runs.get(specialist, []) if (v := of_theirs(run)) is not None]
         if ours and theirs:
             digits = 2 if "FD" in title or title.startswith("the same") else 3
             cells = [title, cell(ours, digits), cell(theirs, digits), specialist]
-            lines.append(f"| {' | '.join([*cells, *verdict(ours, theirs, higher, margin)])} |")
-    return "\n".join(lines)
+            lines.append([*cells, *verdict(ours, theirs, higher, margin)])
+    return markdown(["", arm, "specialist", "", "difference, 95 %", ""], lines)
 
 
 def guidance_table(runs: Runs) -> str:
     """Distance and agreement at every scale, drawn and given labels."""
     ways = [(way, scale) for way in (DRAWN, GIVEN) for scale in SCALES]
     titles = [f"{'drawn' if way is DRAWN else 'given'} ×{scale}" for way, scale in ways]
-    lines = [f"| arm | {' | '.join(titles)} |", f"|{'---|' * (len(titles) + 1)}"]
+    lines = []
     for arm, arm_runs in runs.items():
         cells = []
         for way, scale in ways:
@@ -279,8 +264,8 @@ def guidance_table(runs: Runs) -> str:
             kept = values_of(arm_runs, [way.format(scale)], "label_agreement" if way is DRAWN else "label_accuracy")
             cells.append(f"{statistics.mean(distance):.2f}, {statistics.mean(kept):.3f}" if distance else "")
         if all(cells):
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([arm, *cells])
+    return markdown(["arm", *titles], lines)
 
 
 def settings(prefix: str) -> dict[str, Runs]:
@@ -309,22 +294,22 @@ def inference_table(rows: dict[str, dict[str, float]]) -> str:
         "mask_agreement",
         "mask_iou",
     ]
-    lines = [f"| | {' | '.join(name.replace('_', ' ') for name in names)} |", f"|{'---|' * (len(names) + 1)}"]
+    lines = []
     for row, scores in rows.items():
         cells = [
             f"{scores[name]:.{2 if name == 'frechet_distance' else 3}f}" if name in scores else "" for name in names
         ]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([row, *cells])
+    return markdown(["", *(name.replace("_", " ") for name in names)], lines)
 
 
 def cost_table(runs: Runs) -> str:
-    lines = ["| arm | parameters | images |", "|---|---|---|"]
+    lines = []
     for arm, arm_runs in runs.items():
         if (training := arm_runs[0].get("training")) is None:
             continue
-        lines.append(f"| {arm} | {training['parameters']:,} | {training['images_seen']:,} |")
-    return "\n".join(lines)
+        lines.append([arm, f"{training['parameters']:,}", f"{training['images_seen']:,}"])
+    return markdown(["arm", "parameters", "images"], lines)
 
 
 def plot_frontier(runs: Runs, path: Path) -> None:
@@ -373,7 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plots", type=Path, help="also draw frontier.png and solvers.png into this folder")
     args = parser.parse_args()
-    runs = read_runs()
+    runs = read_runs(RESULTS)
     studies = {}
     for path in sorted(RESULTS.glob("inference*/*.json")):
         steps = int(path.parent.name.partition("_")[2] or 3000)

@@ -1,8 +1,8 @@
 """Tables of all scores: the mean over seeds, and the standard deviation behind it where there are several."""
 
-import json
-import statistics
 from pathlib import Path
+
+from tables import Runs, cell, markdown, read_runs
 
 
 TITLES = {
@@ -28,27 +28,6 @@ COLUMNS = {
     "retrieval": ("retrieval@1 ↑", 3),
     "probe_accuracy": ("probe accuracy ↑", 3),
 }
-Runs = dict[str, list[dict]]
-
-
-def read_runs(folder: Path) -> Runs:
-    """Arm -> its records, one a seed."""
-    runs: Runs = {}
-    for path in sorted(folder.glob("*.json")):
-        runs.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
-    return runs
-
-
-def cell(values: list[float], digits: int) -> str:
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ±{statistics.stdev(values):,.{digits}f}"
-
-
-def lines_of_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def score_table(runs: Runs) -> str:
@@ -61,7 +40,7 @@ def score_table(runs: Runs) -> str:
         scores = [record["scores"][how] for record in runs[arm] if how in record["scores"]]
         values = [cell([s[name] for s in scores if name in s], digits) for name, (_, digits) in columns.items()]
         table.append([arm, how, str(len(scores)), *values])
-    return lines_of_table(["arm", "how", "seeds", *(title for title, _ in columns.values())], table)
+    return markdown(["arm", "how", "seeds", *(title for title, _ in columns.values())], table)
 
 
 def cost_table(runs: Runs) -> str:
@@ -70,7 +49,7 @@ def cost_table(runs: Runs) -> str:
         [arm, *(cell([record["training"][key] for record in records], 0) for key in names.values())]
         for arm, records in runs.items()
     ]
-    return lines_of_table(["arm", *names], rows)
+    return markdown(["arm", *names], rows)
 
 
 def report(results: Path) -> str:
