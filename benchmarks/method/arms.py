@@ -357,4 +357,4 @@ MAIN_ARMS = (
     "paper_literal_50", "heads_only", "own_none", "heads_one_at_a_time",
     "shared_bridge_0.25", "own_decay_1", "own_bridge_1", "given_query_4", "label_bridge_query_4",
 )  # fmt: skip
-BEST_ARM = "label_bridge_query_4"
+BEST_ARM = "own_decay_1"

@@ -315,6 +315,7 @@ def cost_table(runs: Runs) -> str:
 def plot_frontier(runs: Runs, path: Path) -> None:
     """Image quality against agreement of image and label drawn together, an arm a line over its guidance scales."""
     figure, axes = pyplot.subplots(figsize=(9, 7), layout="constrained")
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for arm, arm_runs in runs.items():
         points = []
         for scale in SCALES:
@@ -325,7 +326,8 @@ def plot_frontier(runs: Runs, path: Path) -> None:
         if not points or points[0][0] > SHOWN_DISTANCE:
             continue
         if arm in MAIN_ARMS:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=2, label=arm)
+            style, label = ("-", arm) if len(arm_runs) > 1 else (":", f"{arm} (one seed)")
+            axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, linewidth=2, label=label)
         else:  # the screening, in the background
             axes.plot(*zip(*points, strict=True), color="0.8", linewidth=0.6, zorder=0)
     axes.legend()
