@@ -170,7 +170,8 @@ _INFERENCES = {
 def scheduler_arguments(options: Sequence[ModalityOption]) -> dict[str, dict[str, Any]]:
     """`aggregation` and `modality_weights` of the scheduler, by name.
 
-    The defaults are the best measured: in own channels "decay" with c = 1, in shared space "bridge" with c = 0.5.
+    By default, in own channels "decay" with c = 1, in shared space "bridge" with c = 0.5: no others that were measured
+    are better by more than seeds differ (docs/method.md).
     """
     aggregation, weights = {}, {}
     for option in options:
