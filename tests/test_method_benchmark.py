@@ -19,11 +19,11 @@ JOINT_ROWS = {"image given", "leak", "joint", "mask given"}
 
 @pytest.fixture(scope="module")
 def scripts():
-    """`run`, `inference` and `report` by name."""
+    """`run`, `rows`, `inference` and `report` by name."""
     folders = [str(ROOT / "benchmarks" / name) for name in ("method", "fashion_mnist")]
     sys.path[:0] = folders
     try:
-        return {name: importlib.import_module(name) for name in ("run", "inference", "report")}
+        return {name: importlib.import_module(name) for name in ("run", "rows", "inference", "report")}
     finally:
         for folder in folders:
             sys.path.remove(folder)
@@ -41,8 +41,8 @@ def folders(tmp_path_factory):
 def run_arms(scripts, folders, monkeypatch, *arms):
     """Train two steps, score, and read the JSONs."""
     monkeypatch.setattr(scripts["run"], "BATCH", 8)
-    monkeypatch.setattr(scripts["run"], "BOUND_TIMESTEPS", 2)
-    monkeypatch.setattr(scripts["run"], "CHAIN_IMAGES", 8)
+    monkeypatch.setattr(scripts["rows"], "BOUND_TIMESTEPS", 2)
+    monkeypatch.setattr(scripts["rows"], "CHAIN_IMAGES", 8)
     options, folder = folders
     results = folder / "results"
     scripts["run"].main([*options, "--results", str(results), "--steps", "2", "--arms", *arms])
@@ -53,7 +53,7 @@ def run_arms(scripts, folders, monkeypatch, *arms):
 def test_joint_arms(scripts, folders, monkeypatch, arm):
     scores = run_arms(scripts, folders, monkeypatch, arm)[arm]["scores"]
     assert set(scores) > JOINT_ROWS and scores["joint"]["frechet_distance"] > 0
-    if arm in scripts["run"].MAIN_ARMS:
+    if arm in scripts["rows"].MAIN_ARMS:
         assert 0 < scores["likelihood"]["bits_per_dim"] < 100
     else:
         assert "likelihood" not in scores

@@ -17,20 +17,9 @@ from unittest import mock
 
 import torch
 from arms import ARMS, MODALITIES, SIZE
-from run import (
-    HERE,
-    NUM_STEPS,
-    SOLVER,
-    JointSampler,
-    Judge,
-    Row,
-    given_label,
-    given_mask,
-    load_judge,
-    make_parser,
-    quality_and_agreement,
-    score,
-)
+from evaluate import SOLVER, JointSampler, Judge
+from rows import NUM_STEPS, Row, given_label, given_mask, quality_and_agreement
+from run import HERE, load_judge, make_parser, score
 from safetensors.torch import load_file
 
 from mmdiff_pipelines import (
