@@ -335,7 +335,8 @@ def plot_solvers(studies: dict[str, dict], path: Path) -> None:
             for kind, points in curves.items():
                 axes.plot(*zip(*sorted(points), strict=True), marker="o", label=kind)
             axes.set(xscale="log", yscale="log", xlabel="calls", ylabel="Fréchet distance", title=f"{arm}, {discrete}")
-            axes.legend(fontsize=7)
+            if curves:
+                axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
 
 
