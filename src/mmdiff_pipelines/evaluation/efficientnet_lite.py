@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .pixels import as_rgb
 
@@ -41,7 +42,7 @@ STAGES = [
 
 
 class SamePadConv2d(nn.Conv2d):
-    """A convolution padded as in TensorFlow: the odd pixel below and to the right."""
+    """A convolution with a stride, padded as in TensorFlow: the odd pixel below and to the right."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         padding = []
@@ -52,7 +53,18 @@ class SamePadConv2d(nn.Conv2d):
 
 
 def convolution(inputs: int, outputs: int, kernel_size: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    if stride == 1:
+        return nn.Conv2d(inputs, outputs, kernel_size, padding="same", groups=groups, bias=False)
     return SamePadConv2d(inputs, outputs, kernel_size, stride, groups=groups, bias=False)
+
+
+def fold_batch_norms(module: nn.Module, **norm_of: str) -> None:
+    """Move batch norms into the convolutions before them, both named by attribute, where the module has them."""
+    for convolution_name, norm_name in norm_of.items():
+        if hasattr(module, convolution_name):
+            fused = fuse_conv_bn_eval(getattr(module, convolution_name), getattr(module, norm_name))
+            setattr(module, convolution_name, fused)
+            setattr(module, norm_name, nn.Identity())
 
 
 class InvertedBottleneck(nn.Module):
@@ -108,8 +120,12 @@ class EfficientNetLite0(nn.Module):
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{path} holds no EfficientNet-Lite0: {error}") from error
-        # twice as fast on a CPU
-        return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        network.eval()
+        # more than twice as fast on a CPU, both together
+        fold_batch_norms(network, _conv_stem="_bn0", _conv_head="_bn1")
+        for block in network._blocks:
+            fold_batch_norms(block, _expand_conv="_bn0", _depthwise_conv="_bn1", _project_conv="_bn2")
+        return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pixels = F.interpolate(as_rgb(images), size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
