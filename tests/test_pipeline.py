@@ -218,15 +218,34 @@ def test_eta_reaches_ddim(pipeline):
     assert not torch.equal(run(pipeline, eta=0.0).images, run(pipeline, eta=1.0).images)
 
 
+def test_ddim_keeps_to_the_clipped_image(pipeline):
+    """Without modalities and with z_0 clipped to 0, all that is left of z_t is its noise, which stays the same."""
+    pipeline.scheduler = MultimodalDDIMScheduler.from_config(
+        pipeline.scheduler.config, clip_sample_range=1e-6, timestep_spacing="trailing"
+    )
+    noisy = []
+
+    def keep(pipe, step, timestep, tensors):
+        noisy.append(tensors["latents"] / tensors["latents"].norm())
+        return {}
+
+    for clipped in (True, False):
+        noisy.clear()
+        run(pipeline, outputs=["image"], use_clipped_model_output=clipped, callback_on_step_end=keep)
+        assert torch.allclose(noisy[0], noisy[-2], atol=1e-4) == clipped
+
+
 def test_without_modalities_it_is_the_pipeline_of_diffusers():
     unet = UNet2DModel(**TRUNK).eval()
     theirs = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
     ours = MultimodalMultitaskPipeline(MultimodalUNet2DModel.from_unet(unet), MultimodalDDIMScheduler())
     for pipe in (theirs, ours):
         pipe.set_progress_bar_config(disable=True)
-    expected = theirs(batch_size=2, generator=generator(), num_inference_steps=5, eta=0.3, output_type="np").images
-    actual = ours(batch_size=2, generator=generator(), num_inference_steps=5, eta=0.3, output_type="np").images
-    assert np.array_equal(actual, expected)
+    arguments = {"batch_size": 2, "num_inference_steps": 5, "eta": 0.3, "output_type": "np"}
+    for clipped in (False, True):
+        arguments["use_clipped_model_output"] = clipped
+        expected = theirs(generator=generator(), **arguments).images
+        assert np.array_equal(ours(generator=generator(), **arguments).images, expected)
 
 
 def test_latents_and_tuples(pipeline):

@@ -119,6 +119,7 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         eta: float = 0.0,
+        use_clipped_model_output: bool = True,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
@@ -140,6 +141,8 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
             generator: one, or one for each row.
             latents: (B, C_z, H, W) initial noise.
             eta: the stochasticity of DDIM; other schedulers ignore it.
+            use_clipped_model_output: whether DDIM takes the noise that goes with the clipped estimate of z_0, as the
+                other schedulers do. False is the default of diffusers' pipeline, which gets worse with more steps.
             output_type: "pil", "np", "pt", or "latent".
             return_dict: else a tuple (images, modalities, confidences).
             callback_on_step_end: called as `(pipe, step, timestep, {"latents": ...})` after each step; what it returns
@@ -175,7 +178,9 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
             self.scheduler.set_timesteps(num_inference_steps, device=device)
             timesteps = self.scheduler.timesteps
             self._num_timesteps = len(timesteps)
-            step_arguments = self._step_arguments(generator, eta)
+            step_arguments = self._step_arguments(
+                generator=generator, eta=eta, use_clipped_model_output=use_clipped_model_output
+            )
             latents = latents * self.scheduler.init_noise_sigma
             if discrete == "draw_first":
                 denoiser.draw(latents, timesteps[0], generator)
@@ -335,9 +340,10 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
             raise ValueError(f"`latents` has the shape {tuple(latents.shape)}; accepted: {shape}.")
         return latents.to(device, self.unet.dtype)
 
-    def _step_arguments(self, generator: torch.Generator | list[torch.Generator] | None, eta: float) -> dict[str, Any]:
+    def _step_arguments(self, **arguments) -> dict[str, Any]:
+        """Those that the scheduler's `step` knows."""
         accepted = inspect.signature(self.scheduler.step).parameters
-        return {name: value for name, value in {"generator": generator, "eta": eta}.items() if name in accepted}
+        return {name: value for name, value in arguments.items() if name in accepted}
 
     def _encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, C, H, W) in [-1, 1] -> the anchor z_0."""
