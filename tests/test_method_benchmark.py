@@ -72,7 +72,7 @@ def test_scripts_start_by_themselves(script):
 
 def test_specialists(scripts, folders, monkeypatch):
     arms = ["classifier", "ddpm", "class_conditional", "silhouette_unet", "mask_conditioned", "concatenated_tuned"]
-    arms += ["class_conditional_min_snr", "mask_conditioned_dropout"]
+    arms += ["class_conditional_min_snr", "mask_conditioned_min_snr", "mask_conditioned_dropout"]
     done = run_arms(scripts, folders, monkeypatch, *arms)
     assert all(record["training"]["images_seen"] == 16 for record in done.values())
     parameters = {arm: record["training"]["parameters"] for arm, record in done.items() if arm != "classifier"}

@@ -88,6 +88,17 @@ def batch_indices(num_rows: int, batch_size: int, seed: int) -> Iterator[torch.T
         epoch += 1
 
 
+def noise_loss(
+    output: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, snr_gamma: float | None = None
+) -> torch.Tensor:
+    """The mean squared error of predicted noise, with Min-SNR weights if asked for."""
+    errors = (output.float() - noise).square().flatten(1).mean(1)
+    if snr_gamma is not None:
+        snr = compute_snr(DDPMScheduler(), timesteps)
+        errors = snr.clamp(max=snr_gamma) / snr * errors
+    return errors.mean()
+
+
 def ddpm_loss(
     model: nn.Module,
     batch: dict[str, torch.Tensor],
@@ -104,11 +115,7 @@ def ddpm_loss(
         dropped = torch.rand(len(images), generator=generator) < label_dropout
         labels = torch.where(dropped, NULL_CLASS, batch["label"])
     noisy = scheduler.add_noise(images, noise, timesteps)
-    output = model(noisy, timesteps, class_labels=labels).sample.float()
-    if snr_gamma is None:
-        return F.mse_loss(output, noise)
-    snr = compute_snr(scheduler, timesteps)
-    return (snr.clamp(max=snr_gamma) / snr * (output - noise).square().flatten(1).mean(1)).mean()
+    return noise_loss(model(noisy, timesteps, class_labels=labels).sample, noise, timesteps, snr_gamma)
 
 
 def classifier_loss(model: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "fashion_mnist")]
 
 from baselines import TRUNK as TRUNK_32  # noqa: E402
-from baselines import Classifier, classifier_loss, ddpm_loss, silhouette_loss, to_pixels  # noqa: E402
+from baselines import Classifier, classifier_loss, ddpm_loss, noise_loss, silhouette_loss, to_pixels  # noqa: E402
 from concatenated import ConcatenatedUNet, concatenated_loss, tuned_loss  # noqa: E402
 from diffusers import UNet2DModel  # noqa: E402
 from torch import nn  # noqa: E402
@@ -231,7 +231,11 @@ def mask_conditioned_unet() -> nn.Module:
 
 
 def mask_conditioned_loss(
-    model: nn.Module, batch: Mapping[str, torch.Tensor], generator: torch.Generator, dropout: float = 0.0
+    model: nn.Module,
+    batch: Mapping[str, torch.Tensor],
+    generator: torch.Generator,
+    dropout: float = 0.0,
+    snr_gamma: float | None = None,
 ) -> torch.Tensor:
     """DDPM of the image, the mask as a second channel of the input, which is zero where it is withheld."""
     images = to_pixels(batch["image"])
@@ -241,8 +245,7 @@ def mask_conditioned_loss(
     masks = mask_channel(batch["mask"])
     if dropout:
         masks = masks * (torch.rand(len(masks), 1, 1, 1, generator=generator) >= dropout)
-    output = model(torch.cat([noisy, masks], dim=1), timesteps).sample
-    return nn.functional.mse_loss(output.float(), noise)
+    return noise_loss(model(torch.cat([noisy, masks], dim=1), timesteps).sample, noise, timesteps, snr_gamma)
 
 
 def mask_channel(masks: torch.Tensor) -> torch.Tensor:
@@ -275,6 +278,7 @@ ARMS: dict[str, Joint | Specialist] = {
     "class_conditional_few_labels": Specialist(class_conditional_unet, partial(ddpm_loss, label_dropout=0.79)),
     "silhouette_unet": Specialist(lambda: UNet2DModel(**TRUNK | {"out_channels": 2}), silhouette_loss),
     "mask_conditioned": Specialist(mask_conditioned_unet, mask_conditioned_loss),
+    "mask_conditioned_min_snr": Specialist(mask_conditioned_unet, partial(mask_conditioned_loss, snr_gamma=5.0)),
     "mask_conditioned_dropout": Specialist(mask_conditioned_unet, partial(mask_conditioned_loss, dropout=0.1)),
     "concatenated": Specialist(lambda: ConcatenatedUNet(TRUNK), concatenated_loss),
     "concatenated_tuned": Specialist(lambda: ConcatenatedUNet(TRUNK), tuned_loss),
@@ -302,6 +306,7 @@ ARMS: dict[str, Joint | Specialist] = {
     "no_presence": Joint(presence=False),
     "no_given_path": Joint(given_path=False),
     "min_snr": Joint(snr_gamma=5.0),
+    "min_snr_1": Joint(snr_gamma=1.0),
     "learned_lambda": Joint(label_weight=None),
     "lambda_low": Joint(label_weight=0.01, mask_weight=0.03),
     "lambda_high": Joint(label_weight=1.0, mask_weight=3.0),
@@ -327,9 +332,6 @@ ARMS: dict[str, Joint | Specialist] = {
         aggregation=("bridge", "decay"), query_weight=4.0, mask_shares=MOSTLY_GIVEN
     ),
     "label_bridge_query_4_mask_0.15": Joint(aggregation=("bridge", "decay"), query_weight=4.0, mask_weight=0.15),
-    "label_bridge_query_4_perception_0.5": Joint(
-        aggregation=("bridge", "decay"), query_weight=4.0, perception_share=0.5
-    ),
     "given_query_4_min_snr": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, snr_gamma=5.0),
     "given_query_4_perception_0.5": Joint(query_weight=4.0, shares=MOSTLY_GIVEN, perception_share=0.5),
     "given_query_10_random_init": Joint(query_weight=10.0, shares=MOSTLY_GIVEN, random_init=True),
@@ -348,13 +350,12 @@ ARMS: dict[str, Joint | Specialist] = {
     "given_query_4_pooled": Joint(pooled_reading=True, query_weight=4.0, shares=MOSTLY_GIVEN),
     "given_query_10_pooled": Joint(pooled_reading=True, query_weight=10.0, shares=MOSTLY_GIVEN),
     "label_planes": Joint(label_code=(10, 1), c=(0.3, 1.0)),
-    "given_query_4_label_planes": Joint(label_code=(10, 1), c=(0.3, 1.0), query_weight=4.0, shares=MOSTLY_GIVEN),
 }
 # the arms that are compared, with several seeds and at every guidance scale; all others are the screening
 MAIN_ARMS = (
     "ddpm", "class_conditional", "class_conditional_min_snr", "class_conditional_few_labels", "mask_conditioned",
-    "mask_conditioned_dropout", "classifier", "silhouette_unet", "concatenated", "concatenated_tuned", "recovery_only",
-    "paper_literal_50", "heads_only", "own_none", "heads_one_at_a_time",
-    "shared_bridge_0.25", "own_decay_1", "own_bridge_1", "given_query_4", "label_bridge_query_4",
+    "mask_conditioned_min_snr", "mask_conditioned_dropout", "classifier", "silhouette_unet", "concatenated",
+    "concatenated_tuned", "recovery_only", "paper_literal_50", "heads_only", "own_none", "heads_one_at_a_time",
+    "shared_bridge_0.25", "own_decay_1", "min_snr", "own_bridge_1", "given_query_4", "label_bridge_query_4",
 )  # fmt: skip
 BEST_ARM = "own_decay_1"

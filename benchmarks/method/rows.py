@@ -262,6 +262,7 @@ SPECIALIST_ROWS: dict[str, Callable[[Callable[[], nn.Module], Judge, int], Itera
     "class_conditional_few_labels": class_conditional_rows,
     "silhouette_unet": silhouette_unet_rows,
     "mask_conditioned": mask_conditioned_rows,
+    "mask_conditioned_min_snr": mask_conditioned_rows,
     "mask_conditioned_dropout": partial(mask_conditioned_rows, scales=(1.0, MASK_SCALE)),
     "concatenated": concatenated_rows,
     "concatenated_tuned": concatenated_rows,
