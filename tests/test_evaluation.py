@@ -114,7 +114,7 @@ def test_weights_that_no_package_brings_are_named(monkeypatch):
         evaluation.EfficientNetLite0.from_weights()
 
 
-def test_efficientnet_lite_has_its_size_and_loads_what_it_saves(tmp_path):
+def test_efficientnet_lite_has_its_size_and_loads_weights(tmp_path):
     torch.manual_seed(0)
     network = evaluation.EfficientNetLite0().eval()
     assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008 - 1_281_000
@@ -124,6 +124,7 @@ def test_efficientnet_lite_has_its_size_and_loads_what_it_saves(tmp_path):
             module.running_var.uniform_(0.5, 1.5)
     torch.save(network.state_dict() | {"_fc.bias": torch.zeros(1000)}, tmp_path / "weights.pth")
     loaded = evaluation.EfficientNetLite0.from_weights(tmp_path / "weights.pth")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in loaded.modules())
     images = torch.rand(2, 3, 32, 32)
     features = evaluation.extract_features(loaded, images)
     assert features.shape == (2, 1280)

@@ -142,7 +142,14 @@ def test_rows_of_the_inference_study(scripts, folders, monkeypatch):
     judge = scripts["run"].load_judge(args.data_dir, 8)
     study = inference.Study("own_decay_1", inference.load_unet("own_decay_1", 0, args.runs), judge)
     rows = dict(study.rows())
-    for row in ("deterministic, 20, expected, churn 0.5", "drawn encodings", "label given, guidance 2 against JOINT"):
+    committed = json.loads((ROOT / "benchmarks/method/results/inference_12000/own_decay_1-0.json").read_text())
+    assert set(committed["scores"]) <= set(rows)
+    for row in (
+        "deterministic, 20, expected, churn 0.5",
+        "DDIM eta 0 unclipped, 10, draw_first",
+        "drawn encodings",
+        "label given, guidance 2 against JOINT",
+    ):
         assert 0 <= rows[row]()["frechet_distance"]
     assert 0 <= rows["read at t = 20, 4 draws"]()["label_accuracy"] <= 1
 

@@ -233,6 +233,8 @@ def test_ddim_keeps_to_the_clipped_image(pipeline):
         noisy.clear()
         run(pipeline, outputs=["image"], use_clipped_model_output=clipped, callback_on_step_end=keep)
         assert torch.allclose(noisy[0], noisy[-2], atol=1e-4) == clipped
+    default, clipped = (run(pipeline, **arguments).images for arguments in ({}, {"use_clipped_model_output": True}))
+    assert torch.equal(default, clipped)
 
 
 def test_without_modalities_it_is_the_pipeline_of_diffusers():

@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from datasets import load_from_disk
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel, compute_snr
+from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import nn
+
+from mmdiff_pipelines.objective import min_snr_weights
 
 
 TRUNK = {
@@ -89,13 +91,16 @@ def batch_indices(num_rows: int, batch_size: int, seed: int) -> Iterator[torch.T
 
 
 def noise_loss(
-    output: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, snr_gamma: float | None = None
+    noise_pred: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    scheduler: DDPMScheduler,
+    snr_gamma: float | None = None,
 ) -> torch.Tensor:
     """The mean squared error of predicted noise, with Min-SNR weights if asked for."""
-    errors = (output.float() - noise).square().flatten(1).mean(1)
+    errors = (noise_pred.float() - noise).square().flatten(1).mean(1)
     if snr_gamma is not None:
-        snr = compute_snr(DDPMScheduler(), timesteps)
-        errors = snr.clamp(max=snr_gamma) / snr * errors
+        errors = min_snr_weights(scheduler, timesteps, snr_gamma) * errors
     return errors.mean()
 
 
@@ -115,7 +120,8 @@ def ddpm_loss(
         dropped = torch.rand(len(images), generator=generator) < label_dropout
         labels = torch.where(dropped, NULL_CLASS, batch["label"])
     noisy = scheduler.add_noise(images, noise, timesteps)
-    return noise_loss(model(noisy, timesteps, class_labels=labels).sample, noise, timesteps, snr_gamma)
+    noise_pred = model(noisy, timesteps, class_labels=labels).sample
+    return noise_loss(noise_pred, noise, timesteps, scheduler, snr_gamma)
 
 
 def classifier_loss(model: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:

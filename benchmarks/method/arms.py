@@ -18,7 +18,7 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "fa
 from baselines import TRUNK as TRUNK_32  # noqa: E402
 from baselines import Classifier, classifier_loss, ddpm_loss, noise_loss, silhouette_loss, to_pixels  # noqa: E402
 from concatenated import ConcatenatedUNet, concatenated_loss, tuned_loss  # noqa: E402
-from diffusers import UNet2DModel  # noqa: E402
+from diffusers import DDPMScheduler, UNet2DModel  # noqa: E402
 from torch import nn  # noqa: E402
 
 from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalUNet2DModel, Presence  # noqa: E402
@@ -241,11 +241,13 @@ def mask_conditioned_loss(
     images = to_pixels(batch["image"])
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.randint(0, 1000, (len(images),), generator=generator)
-    noisy = MultimodalDDPMScheduler().add_noise(images, noise, timesteps)
+    scheduler = DDPMScheduler()
+    noisy = scheduler.add_noise(images, noise, timesteps)
     masks = mask_channel(batch["mask"])
     if dropout:
         masks = masks * (torch.rand(len(masks), 1, 1, 1, generator=generator) >= dropout)
-    return noise_loss(model(torch.cat([noisy, masks], dim=1), timesteps).sample, noise, timesteps, snr_gamma)
+    noise_pred = model(torch.cat([noisy, masks], dim=1), timesteps).sample
+    return noise_loss(noise_pred, noise, timesteps, scheduler, snr_gamma)
 
 
 def mask_channel(masks: torch.Tensor) -> torch.Tensor:
@@ -356,6 +358,6 @@ MAIN_ARMS = (
     "ddpm", "class_conditional", "class_conditional_min_snr", "class_conditional_few_labels", "mask_conditioned",
     "mask_conditioned_min_snr", "mask_conditioned_dropout", "classifier", "silhouette_unet", "concatenated",
     "concatenated_tuned", "recovery_only", "paper_literal_50", "heads_only", "own_none", "heads_one_at_a_time",
-    "shared_bridge_0.25", "own_decay_1", "min_snr", "own_bridge_1", "given_query_4", "label_bridge_query_4",
+    "shared_bridge_0.25", "own_decay_1", "own_bridge_1", "given_query_4", "label_bridge_query_4",
 )  # fmt: skip
 BEST_ARM = "own_decay_1"

@@ -211,10 +211,9 @@ class Study:
                 for kind in ("dpmsolver++", "sde-dpmsolver++"):
                     yield f"{kind}, {steps}, {discrete}", partial(together, kind)
                 for eta in (0.0, 0.5, 1.0):
-                    yield f"DDIM eta {eta:g}, {steps}, {discrete}", partial(together, "DDIM", eta=eta)
-                # as diffusers has it: the network's noise beside the clipped image
-                unclipped = partial(together, "DDIM", use_clipped_model_output=False)
-                yield f"DDIM eta 0 unclipped, {steps}, {discrete}", unclipped
+                    for clipped in (True, False):  # False is diffusers' default
+                        row = partial(together, "DDIM", eta=eta, use_clipped_model_output=clipped)
+                        yield f"DDIM eta {eta:g}{'' if clipped else ' unclipped'}, {steps}, {discrete}", row
         for steps in (20, 50):
             row = partial(self.together, "ancestral, leading", steps, discrete="draw_first")
             yield f"ancestral with leading timesteps, {steps}, draw_first", row

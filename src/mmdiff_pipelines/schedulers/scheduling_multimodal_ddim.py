@@ -9,7 +9,8 @@ from .scheduling_multimodal import MultimodalSchedulerMixin, MultimodalScheduler
 
 class MultimodalDDIMScheduler(MultimodalSchedulerMixin, DDIMScheduler):
     """diffusers' [`DDIMScheduler`] for the multimodal process; its arguments, and those of
-    [`MultimodalDDPMScheduler`]. The joint chain is best sampled with `eta=1` or by ancestral steps.
+    [`MultimodalDDPMScheduler`]. Of many steps take `use_clipped_model_output=True`, as our pipeline
+    does.
     """
 
     @inherit_config(DDIMScheduler)
