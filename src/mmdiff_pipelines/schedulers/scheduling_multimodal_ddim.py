@@ -9,8 +9,7 @@ from .scheduling_multimodal import MultimodalSchedulerMixin, MultimodalScheduler
 
 class MultimodalDDIMScheduler(MultimodalSchedulerMixin, DDIMScheduler):
     """diffusers' [`DDIMScheduler`] for the multimodal process; its arguments, and those of
-    [`MultimodalDDPMScheduler`]. Of many steps take `use_clipped_model_output=True`, as our pipeline
-    does.
+    [`MultimodalDDPMScheduler`]. For many steps call `step` with `use_clipped_model_output=True`, as our pipeline does.
     """
 
     @inherit_config(DDIMScheduler)
