@@ -12,13 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 
 sys.path.append(str(Path(__file__).parent / "fashion_mnist"))
 
 from baselines import load_baseline  # noqa: E402
-from datasets import load_from_disk  # noqa: E402
 from evaluate import CLASSIFIER  # noqa: E402
 from paper import cards, labels, masked, representation, segmentation, training  # noqa: E402
 from paper.arms import TASKS, Joint, make_arms  # noqa: E402
@@ -92,11 +89,7 @@ class Benchmark:
 
     def captions(self) -> representation.Captions:
         def make() -> representation.Captions:
-            rows = load_from_disk(str(self.args.data_dir / "fashion_mnist"))["train"]
-            classes = dict(zip(rows["caption"], rows["label"], strict=True))
-            texts = sorted(classes)
-            embeddings = torch.from_numpy(FrozenEncoder(self.args.text_encoder, images=False)(texts))
-            return representation.Captions(embeddings, torch.tensor([classes[text] for text in texts]))
+            return representation.Captions(FrozenEncoder(self.args.text_encoder, images=False), self.classifier())
 
         return self.once("captions", make)
 
@@ -139,8 +132,7 @@ class Benchmark:
             train = self.train_arrays("cifar10")
             representation.score_embedding(model, rows, self.judge("cifar10"), train, self.projection())
         elif name == "fashion-mnist-caption":
-            judge = self.judge("fashion_mnist")
-            representation.score_caption(model, rows, judge, self.captions(), self.classifier())
+            representation.score_caption(model, rows, self.judge("fashion_mnist"), self.captions())
         elif name == "fashion_classifier":
             labels.score_classifier(model, rows, self.judge("fashion_mnist"))
         else:

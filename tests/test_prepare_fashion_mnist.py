@@ -79,4 +79,4 @@ def test_captions_say_tone_and_kind(prepare, tmp_path):
     assert rows.column_names == ["image", "label", "mask", "caption"]
     assert {row["caption"].split()[1] for row in rows} <= set(prepare.TONES)
     assert all(row["caption"].endswith(prepare.CLASS_NAMES[row["label"]].lower()) for row in rows)
-    assert prepare.caption(prepare.np.zeros((28, 28)), 7) == "a dark sneaker"
+    assert prepare.caption(prepare.tone_of(prepare.np.zeros((28, 28))), 7) == "a dark sneaker"

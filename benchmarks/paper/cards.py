@@ -128,8 +128,17 @@ LINES: dict[str, list[Line]] = {
     "fashion-mnist-caption": [
         line("Fréchet distance of joint samples", "joint", "fd", fashion_ddpm="generation"),
         line("Class of caption and image agree", "joint", "label_agreement"),
-        line("Class of the caption of a held-out image", "image given", "label_accuracy", "fashion_classifier"),
-        line("Class of a given caption kept, guidance 2", "caption given, guidance 2", "label_accuracy"),
+        line("Caption and image agree, of thirty captions", "joint", "retrieval"),
+        Line("Cosine of generated embedding and that of the image's caption", "joint", "cosine", {
+            "shuffled": ("fashion-mnist-caption", "joint", "cosine_shuffled"),
+        }),
+        Line("Class of the caption of a held-out image", "image given", "label_agreement", {
+            "fashion_classifier": ("fashion_classifier", "image given", "label_accuracy"),
+        }),
+        Line("Caption of a held-out image, of thirty", "image given", "retrieval", {
+            "the classifier and the rule of tones": ("fashion-mnist-caption", "real pairs", "retrieval"),
+        }),
+        line("A given caption kept, of thirty, guidance 2", "caption given, guidance 2", "retrieval"),
     ],
 }  # fmt: skip
 

@@ -1,11 +1,16 @@
 """Task 4, image and representation: does a generated embedding fit its image, and what does it say.
 
-On CIFAR-10 the representation is an embedding of the image; on Fashion-MNIST that of a caption, which is read by its
-nearest neighbour among all captions of the training data, and judged by the class that stands in it.
+On CIFAR-10 the representation is an embedding of the image; on Fashion-MNIST that of a caption. A caption is a class and a
+tone, so that it can be read off any image too, and an embedding says the nearest of all captions.
 """
 
+import runpy
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mmdiff_pipelines import MultimodalMultitaskPipeline
 from mmdiff_pipelines.evaluation import (
@@ -20,6 +25,7 @@ from .data import Batch
 from .masked import ddpm_quality
 from .sampling import check_size, sample_pipeline
 from .scores import Judge, Rows
+from .training import ROOT
 
 
 SCALES = (1.0, 2.0)
@@ -74,47 +80,74 @@ def score_embedding(
 
 
 class Captions:
-    """All captions of a data set, (K, D), and the class of each, (K,)."""
+    """All captions of Fashion-MNIST, a tone and a class each, and which of them fits an image.
 
-    def __init__(self, embeddings: torch.Tensor, classes: torch.Tensor):
-        self.embeddings, self.classes = embeddings, classes
+    Args:
+        encode: texts -> their embeddings (K, D).
+        classifier: the independent one, which reads the class; the tone is that of the rule by which captions are made.
+    """
 
-    def classes_of(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(n, D) -> (n,), by the nearest caption."""
-        return self.classes[self.nearest(embeddings)]
+    def __init__(self, encode: Callable[[list[str]], np.ndarray], classifier: nn.Module):
+        rules = runpy.run_path(str(ROOT / "examples/fashion_mnist/prepare.py"))
+        self._tones, self._tone_of, self.classifier = list(rules["TONES"]), rules["tone_of"], classifier
+        num_classes = len(rules["CLASS_NAMES"])
+        texts = [rules["caption"](tone, label) for tone in self._tones for label in range(num_classes)]
+        self.embeddings = torch.from_numpy(encode(texts))
+        self.classes = torch.arange(len(texts)) % num_classes
+
+    def of_images(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """(n, 1, H, W) in [0, 1], and their classes (n,) -> indices of captions (n,)."""
+        tones = [self._tones.index(self._tone_of(image)) for image in (images * 255).round().byte().numpy()]
+        return torch.tensor(tones) * (len(self.classes) // len(self._tones)) + classes
+
+    def read(self, images: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """The same, without the classes: indices (n,), given the classifier's features too."""
+        return self.of_images(images, self.classifier.head(features).argmax(1))
 
     def nearest(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(n, D) -> indices of captions (n,)."""
         return (F.normalize(embeddings, dim=1) @ F.normalize(self.embeddings, dim=1).T).argmax(1)
 
-    def __len__(self) -> int:
-        return len(self.classes)
+    def compare(self, embeddings: torch.Tensor, captions: torch.Tensor) -> dict[str, float]:
+        """Embeddings (n, D) against captions (n,); `retrieval` is among all captions."""
+        there, found = self.embeddings[captions], self.nearest(embeddings)
+        return {
+            "cosine": cosine_similarity(embeddings, there),
+            "cosine_shuffled": cosine_similarity(embeddings, there.roll(1, 0)),
+            "retrieval": accuracy(found, captions),
+            "label_agreement": accuracy(self.classes[found], self.classes[captions]),
+        }
 
 
-def score_caption(
-    pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, captions: Captions, classifier
-) -> None:
+def score_caption(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, captions: Captions) -> None:
     """Rows of the joint model of Fashion-MNIST images and embeddings of their captions."""
     check_size(pipeline, judge.images)
     steps = {"num_inference_steps": judge.num_steps}
+    true = captions.of_images(judge.images, judge.test["label"])
 
-    def quality(images: torch.Tensor, classes: torch.Tensor, name: str) -> dict[str, float]:
+    def fit(images: torch.Tensor, embeddings: torch.Tensor) -> dict[str, float]:
         features = judge.features(images)
-        return judge.quality(features) | {name: accuracy(classifier.head(features).argmax(1), classes)}
+        return judge.quality(features) | captions.compare(embeddings, captions.read(images, features))
+
+    def real_pairs() -> dict[str, float]:
+        features = judge.real_features("test", judge.images)
+        return captions.compare(captions.embeddings[true], captions.read(judge.images, features))
+
+    def perceived() -> dict[str, float]:
+        embeddings = sample_pipeline(pipeline, len(judge.images), {"image": judge.images})["caption"]
+        probe = linear_probe(captions.embeddings, captions.classes, embeddings, judge.test["label"])
+        return captions.compare(embeddings, true) | {"probe_accuracy": probe}
 
     def together() -> dict[str, float]:
         samples = sample_pipeline(pipeline, judge.num_samples, **steps)
-        return quality(samples["image"], captions.classes_of(samples["caption"]), "label_agreement")
+        return fit(samples["image"], samples["caption"])
 
     def of_captions(scale: float) -> dict[str, float]:
-        chosen = torch.arange(judge.num_samples) % len(captions)
-        given = {"caption": captions.embeddings[chosen]}
-        samples = sample_pipeline(pipeline, len(chosen), given, guidance_scale=scale, **steps)
-        return quality(samples["image"], captions.classes[chosen], "label_accuracy")
+        given = captions.embeddings[true[: judge.num_samples]]
+        samples = sample_pipeline(pipeline, len(given), {"caption": given}, guidance_scale=scale, **steps)
+        return fit(samples["image"], given)
 
-    def perceived() -> dict[str, float]:
-        samples = sample_pipeline(pipeline, len(judge.images), {"image": judge.images})
-        return {"label_accuracy": accuracy(captions.classes_of(samples["caption"]), judge.test["label"])}
-
+    rows.add("real pairs", real_pairs)
     rows.add("image given", perceived)
     rows.add("joint", together)
     for scale in SCALES:

@@ -73,10 +73,15 @@ def rows_from_hub(dataset_name: str, split: str) -> Iterator[tuple[np.ndarray, i
         yield np.asarray(row["image"]), row["label"]
 
 
-def caption(image: np.ndarray, label: int) -> str:
+def tone_of(image: np.ndarray) -> str:
+    """How bright the silhouette is, of an image of bytes."""
+    silhouette = image[image > THRESHOLD * 255]
+    brightness = silhouette.mean() / 255 if silhouette.size else 0.0
+    return next(tone for tone, limit in TONES.items() if brightness <= limit)
+
+
+def caption(tone: str, label: int) -> str:
     """What a photograph's caption could say: tone and kind."""
-    brightness = image[image > THRESHOLD * 255].mean() / 255 if image.max() > THRESHOLD * 255 else 0.0
-    tone = next(tone for tone, limit in TONES.items() if brightness <= limit)
     return f"a {tone} {CLASS_NAMES[label].lower()}"
 
 
@@ -88,7 +93,7 @@ def example(image: np.ndarray, label: int) -> dict:
         "image": PIL.Image.fromarray(image),
         "label": label,
         "mask": PIL.Image.fromarray(mask),
-        "caption": caption(image, label),
+        "caption": caption(tone_of(image), label),
     }
 
 
