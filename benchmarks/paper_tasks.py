@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parent / "fashion_mnist"))
 
 from baselines import load_baseline  # noqa: E402
 from evaluate import CLASSIFIER  # noqa: E402
-from paper import cards, labels, masked, representation, segmentation, training  # noqa: E402
+from paper import cards, labels, masked, pictures, representation, segmentation, training  # noqa: E402
 from paper.arms import TASKS, Joint, make_arms  # noqa: E402
 from paper.data import SIZES, load_arrays  # noqa: E402
 from paper.report import report  # noqa: E402
@@ -42,6 +42,7 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace):
         self.args, self.arms = args, make_arms(args.lpips_weights)
         self.shared: dict[str, object] = {}
+        self.pictures = args.runs / "pictures"  # of the data too, so they are not published
 
     def once(self, name: str, make):
         if name not in self.shared:
@@ -102,7 +103,7 @@ class Benchmark:
                 )
             segmenter = training.load_arm(self.arms["segmenter_judge"], folder)
             images = self.train_arrays("camvid")["image"].float() / 255
-            return segmentation.SceneJudge(self.judge("camvid"), segmenter, images, self.args.results / "pictures")
+            return segmentation.SceneJudge(self.judge("camvid"), segmenter, images, self.pictures)
 
         return self.once("judge of scenes", make)
 
@@ -122,7 +123,7 @@ class Benchmark:
         model = training.load_arm(arm, folder)
         if task == "masked":
             similarity = self.once("LPIPS", lambda: LearnedSimilarity(self.args.lpips_weights))
-            masked.score(name, model, rows, self.judge("cifar10"), similarity)
+            masked.score(name, model, rows, self.judge("cifar10"), similarity, self.pictures)
         elif task == "label":
             read = self.once("reader", lambda: labels.LabelReader(self.train_arrays("cifar10"), self.projection()))
             labels.score(name, model, rows, self.judge("cifar10"), read)
@@ -137,6 +138,8 @@ class Benchmark:
             labels.score_classifier(model, rows, self.judge("fashion_mnist"))
         else:
             representation.score_ddpm(model, rows, self.judge(arm.data))
+        if seed == 0:
+            pictures.draw(name, model, self.judge(arm.data), self.args.results.parent / "pictures" / f"{name}.png")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

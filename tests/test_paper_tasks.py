@@ -93,12 +93,15 @@ def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benc
     assert first and read_scores(tmp_path / "two") == first
     assert set(first["mask_conditioned-0"]) == {
         f"{how}, {level} hidden, {protocol}"
-        for how in ("one call", "2 steps")
+        for how in ("one call", "2 steps", "3 steps", "2 steps, mean of 4")
         for level in ("10%", "25%", "50%", "75%")
-        for protocol in ("raw", "pasted")
+        for protocol in (("pasted",) if "3" in how or "mean" in how else ("raw", "pasted"))
     }
     assert set(first["concatenated-0"]["joint"]) >= {"fd", "mask_agreement", "memorisation"}
-    assert (tmp_path / "one/results/pictures/concatenated-0.png").exists()
+    generating = {"ddpm", "mask_to_image", "concatenated", "class_conditional", "fashion_ddpm"}
+    assert {path.stem for path in (tmp_path / "one/pictures").iterdir()} == generating
+    private = {path.name for path in (runs_of(options) / "pictures").iterdir()}
+    assert private >= {"concatenated-0, nearest training scenes.png", "reconstruction_mse-0, 50% hidden.png"}
     text = (tmp_path / "one" / "RESULTS.md").read_text()
     assert "| ddpm | RePaint, 75% hidden, pasted | 1 |" in text and "parameters" in text
 

@@ -64,6 +64,18 @@ class PooledReading(MultimodalUNet2DModel):
         return hidden, embedding
 
 
+class HiddenAbsence(MultimodalUNet2DModel):
+    """The own channels of what is queried or absent are zeros for the network, where z_t has noise."""
+
+    def forward(self, sample, timestep, encodings=None, states=None, return_dict=True):
+        sample = sample.clone()
+        for name, state in (states or {}).items():
+            if name in self.modality_modules and self.modality_modules[name].space == "own":
+                unseen = (state == Presence.QUERIED) | (state == Presence.ABSENT)
+                sample[:, self.channel_slices[name]].masked_fill_(unseen.view(-1, 1, 1, 1), 0)
+        return super().forward(sample, timestep, encodings, states, return_dict)
+
+
 class LiteralScheduler(MultimodalDDPMScheduler):
     """Ancestral sampling of the paper's scaling from where something is left of z_0: alpha_bar is 1e-19 at t = 40."""
 
@@ -119,6 +131,7 @@ class Joint:
         query_weight: a factor of the losses in rows whose modality is queried.
         presence: whether the network is told the state of every modality.
         given_path: whether it is told what is given, beside z_t.
+        hide_absent: whether the network sees zeros, and not noise, in the own channels of what is queried or absent.
         pooled_reading: whether the label's noisy channel is read by the path of a given label too.
         learn_encoder, detach_target: whether the label's patterns are trained, and the target's encodings detached.
         random_init: what is added to the trunk starts at random, as the class embedding of the class-conditional
@@ -145,6 +158,7 @@ class Joint:
     query_weight: float = 1.0
     presence: bool = True
     given_path: bool = True
+    hide_absent: bool = False
     pooled_reading: bool = False
     learn_encoder: bool = False
     detach_target: bool = True
@@ -175,6 +189,7 @@ class Joint:
         """The model with its objective."""
         cls = MultimodalUNet2DModel if self.given_path else NotToldWhatIsGiven
         cls = PooledReading if self.pooled_reading else cls
+        cls = HiddenAbsence if self.hide_absent else cls
         channels, grid = self.label_code
         label = {"type": "categorical", "num_classes": 10, "channels": channels, "grid": grid}
         label |= {"space": self.space, "learn_encoder": self.learn_encoder}
@@ -321,6 +336,7 @@ ARMS: dict[str, Joint | Specialist] = {
     "mostly_joint": Joint(shares=PresenceShares(0.8, 0.1, 0.1)),
     "mostly_given": Joint(shares=MOSTLY_GIVEN),
     # further ideas
+    "hide_absent": Joint(hide_absent=True),
     "query_weight_5": Joint(query_weight=5.0),
     "query_weight_25": Joint(query_weight=25.0),
     "given_query_10": Joint(query_weight=10.0, shares=MOSTLY_GIVEN),

@@ -1,6 +1,7 @@
 """The `evaluation.json` of the checkpoints in `model_cards/`, of which their cards are made, from the rows in `results/`."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,11 @@ LIMITS = {
     "cifar10": [SMALL, "Images of 32 x 32 pixels of ten classes; many are not recognisable."],
     "camvid": [SMALL, "It has seen 367 street scenes, and may repeat them: see the distance to training scenes."],
     "fashion_mnist": [SMALL, "Grey pictures of ten kinds of clothes, and captions of thirty forms."],
+}
+SHEET = "samples/samples.png"
+CAPTIONS = {
+    "cifar10-label": "Given the ten labels, with guidance 1 and 2",
+    "camvid-segmentation": "Generated images, and their masks",
 }
 KINDS = {
     "fd": ("frechet_distance", False),
@@ -78,15 +84,20 @@ ON_LPIPS = "reconstruction_lpips is trained on LPIPS itself"
 def masked_lines() -> list[Line]:
     lines = [line("Fréchet distance of images, nothing given", "generation", "fd", "ddpm")]
     for level in ("10%", "25%", "50%", "75%"):
-        for protocol, title in (("raw", "raw output"), ("pasted", "known pixels pasted")):
-            steps, call = f"20 steps, {level} hidden, {protocol}", f"one call, {level} hidden, {protocol}"
-            rows = dict.fromkeys(REGRESSIONS, call) | (
-                {"ddpm": f"RePaint, {level} hidden, pasted"} if protocol == "pasted" else {}
-            )
-            lines += [
-                line(f"LPIPS, {level} hidden, {title}", steps, "lpips", "mask_conditioned", note=ON_LPIPS, **rows),
-                line(f"LPIPS, {level} hidden, one call, {title}", call, "lpips", "mask_conditioned", *REGRESSIONS),
-            ]
+        call, raw, pasted = f"one call, {level} hidden", f"{level} hidden, raw", f"{level} hidden, pasted"
+        regressions = dict.fromkeys(REGRESSIONS, f"{call}, pasted")
+        lines += [
+            line(f"LPIPS, {level} hidden, one call, raw output", f"one call, {raw}", "lpips", "mask_conditioned", *REGRESSIONS),
+            line(f"LPIPS, {level} hidden, 20 steps, raw output", f"20 steps, {raw}", "lpips", "mask_conditioned"),
+            line(
+                f"LPIPS, {level} hidden, 3 steps, known pixels imposed", f"3 steps, imposed, {pasted}", "lpips",
+                mask_conditioned=f"3 steps, {pasted}", ddpm=f"RePaint, {pasted}", note=ON_LPIPS, **regressions,
+            ),
+            line(
+                f"LPIPS, {level} hidden, mean of 4 draws", f"20 steps, imposed, mean of 4, {pasted}", "lpips",
+                mask_conditioned=f"20 steps, mean of 4, {pasted}",
+            ),
+        ]  # fmt: skip
     return lines
 
 
@@ -180,6 +191,7 @@ def evaluation(name: str, data: str, results: Path) -> dict:
         "method": METHOD.format(**settings),
         "command": f"python benchmarks/paper_tasks.py --tasks {task} --cards",
         "metrics": metrics,
+        "samples": {SHEET: CAPTIONS.get(name, "Generated, nothing given")},
         "limits": LIMITS[data],
         "data": DATA[data],
     }
@@ -187,6 +199,10 @@ def evaluation(name: str, data: str, results: Path) -> dict:
 
 def write(folder: Path, data: str, results: Path) -> None:
     """The record and the card of a checkpoint, in its folder."""
+    sheet = results.parent / "pictures" / f"{folder.name}.png"
+    if sheet.exists():
+        (folder / SHEET).parent.mkdir(exist_ok=True)
+        shutil.copyfile(sheet, folder / SHEET)
     text = json.dumps(evaluation(folder.name, data, results), indent=2, ensure_ascii=False)
     (folder / EVALUATION).write_text(text + "\n", encoding="utf-8")
     write_card(folder)

@@ -4,6 +4,7 @@ Two protocols: "raw", what the network puts out, as the paper has it, and "paste
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from mmdiff_pipelines.evaluation import LearnedSimilarity, frechet_distance, pea
 from mmdiff_pipelines.modalities.masked_image import random_visibility
 
 from .data import hole_channels, to_pixels
+from .pictures import COLUMNS, draw_sheet
 from .sampling import (
     check_size,
     conditioned,
@@ -28,7 +30,10 @@ from .scores import Judge, Rows
 
 
 LEVELS = (0.10, 0.25, 0.50, 0.75)
+SHOWN_LEVEL = 0.50
 HELD_OUT = 500
+FEW_STEPS = 3
+DRAWS = 4  # independent reconstructions that are averaged
 REPAINT_RATIO = 2.5  # ancestral steps of RePaint, before its jumps back, for each step of the solver
 Reconstruct = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -40,6 +45,8 @@ class Reconstructions:
         self.judge, self.similarity = judge, similarity
         self.pixels = to_pixels(judge.test["image"][: min(HELD_OUT, judge.num_samples)])
         self.images = self.pixels / 2 + 0.5
+        shown, visible = self.images[:COLUMNS], self.visibility(SHOWN_LEVEL)[:COLUMNS]
+        self.lines = [shown, shown * visible]  # of the picture
 
     def visibility(self, level: float) -> torch.Tensor:
         """(n, 1, 32, 32), a share of `level` hidden; the same for all methods."""
@@ -56,24 +63,34 @@ class Reconstructions:
             "fd": frechet_distance(self.judge.features(images), real),
         }
 
-    def add(self, rows: Rows, method: str, reconstruct: Reconstruct, raw: bool = True) -> None:
+    def add(self, rows: Rows, method: str, reconstruct: Reconstruct, raw: bool = True, draws: int = 1) -> None:
         """Rows of one method at all levels.
 
         Args:
             reconstruct: (images (n, C, H, W) in [-1, 1], visibility) -> the same, whole.
             raw: else it keeps the known pixels itself.
+            draws: reconstructions whose mean is taken.
         """
         for level in LEVELS:
             name, output = f"{method}, {level:.0%} hidden", []
 
             def images(pasted: bool, level: float = level, output: list = output) -> torch.Tensor:
                 visible = self.visibility(level)
-                output or output.append(reconstruct(self.pixels, visible))  # once for both protocols
+                output or output.append(self._mean(reconstruct, visible, draws))  # once for both protocols
                 return to_unit(torch.where(visible > 0, self.pixels, output[0]) if pasted else output[0])
 
             if raw:
                 rows.add(f"{name}, raw", lambda images=images: self.score(images(False)))
             rows.add(f"{name}, pasted", lambda images=images: self.score(images(True)))
+            if level == SHOWN_LEVEL and output:
+                self.lines.append(images(True)[:COLUMNS])
+
+    def _mean(self, reconstruct: Reconstruct, visible: torch.Tensor, draws: int) -> torch.Tensor:
+        """Of draws that differ in their noise: which noise a row has goes by its place."""
+        total = torch.zeros_like(self.pixels)
+        for draw in range(draws):
+            total += reconstruct(self.pixels.roll(draw, 0), visible.roll(draw, 0)).roll(-draw, 0).clamp(-1, 1)
+        return total / draws
 
 
 def score_joint(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, held_out: Reconstructions) -> None:
@@ -83,14 +100,21 @@ def score_joint(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge,
     def inputs(pixels: torch.Tensor, visibility: torch.Tensor) -> torch.Tensor:
         return torch.cat([pixels * visibility, visibility], dim=1)
 
-    def fill_in(pixels: torch.Tensor, visibility: torch.Tensor, imposed: bool) -> torch.Tensor:
-        hole.constrains_anchor = imposed
-        known = {"hole": inputs(pixels, visibility)}
-        return sample_pipeline(pipeline, len(pixels), known, num_inference_steps=judge.num_steps)["image"] * 2 - 1
+    def fill_in(steps: int, imposed: bool) -> Reconstruct:
+        def reconstruct(pixels: torch.Tensor, visibility: torch.Tensor) -> torch.Tensor:
+            hole.constrains_anchor = imposed
+            known = {"hole": inputs(pixels, visibility)}
+            return sample_pipeline(pipeline, len(pixels), known, num_inference_steps=steps)["image"] * 2 - 1
 
+        return reconstruct
+
+    steps = f"{judge.num_steps} steps"
     held_out.add(rows, "one call", lambda p, v: single_joint_call(pipeline, inputs(p, v)))
-    held_out.add(rows, f"{judge.num_steps} steps", lambda p, v: fill_in(p, v, imposed=False))
-    held_out.add(rows, f"{judge.num_steps} steps, imposed", lambda p, v: fill_in(p, v, imposed=True), raw=False)
+    held_out.add(rows, steps, fill_in(judge.num_steps, imposed=False))
+    held_out.add(rows, f"{FEW_STEPS} steps, imposed", fill_in(FEW_STEPS, imposed=True), raw=False)
+    held_out.add(rows, f"{steps}, imposed", fill_in(judge.num_steps, imposed=True), raw=False)
+    many = f"{steps}, imposed, mean of {DRAWS}"
+    held_out.add(rows, many, fill_in(judge.num_steps, imposed=True), raw=False, draws=DRAWS)
     rows.add("generation", lambda: generation(pipeline, judge))
 
 
@@ -106,12 +130,18 @@ def score_regression(model: nn.Module, rows: Rows, held_out: Reconstructions) ->
 
 
 def score_mask_conditioned(model: nn.Module, rows: Rows, judge: Judge, held_out: Reconstructions) -> None:
-    def fill_in(pixels: torch.Tensor, visibility: torch.Tensor) -> torch.Tensor:
-        denoise = conditioned(model, hole_channels(pixels, visibility))
-        return sample_ddpm(denoise, pixels.shape[1:], len(pixels), judge.num_steps, "v_prediction")
+    def fill_in(steps: int) -> Reconstruct:
+        def reconstruct(pixels: torch.Tensor, visibility: torch.Tensor) -> torch.Tensor:
+            denoise = conditioned(model, hole_channels(pixels, visibility))
+            return sample_ddpm(denoise, pixels.shape[1:], len(pixels), steps, "v_prediction")
 
+        return reconstruct
+
+    steps = f"{judge.num_steps} steps"
     held_out.add(rows, "one call", lambda p, v: single_call(model, hole_channels(p, v)))
-    held_out.add(rows, f"{judge.num_steps} steps", fill_in)
+    held_out.add(rows, steps, fill_in(judge.num_steps))
+    held_out.add(rows, f"{FEW_STEPS} steps", fill_in(FEW_STEPS), raw=False)
+    held_out.add(rows, f"{steps}, mean of {DRAWS}", fill_in(judge.num_steps), raw=False, draws=DRAWS)
 
 
 def score_ddpm(model: nn.Module, rows: Rows, judge: Judge, held_out: Reconstructions) -> None:
@@ -125,8 +155,8 @@ def ddpm_quality(model: nn.Module, judge: Judge) -> dict[str, float]:
     return judge.quality(judge.features(images))
 
 
-def score(name: str, model, rows: Rows, judge: Judge, similarity: LearnedSimilarity) -> None:
-    """All rows of an arm of this task."""
+def score(name: str, model, rows: Rows, judge: Judge, similarity: LearnedSimilarity, pictures: Path) -> None:
+    """All rows of an arm of this task, and a picture of held-out images, what is left of them, and each method."""
     held_out = Reconstructions(judge, similarity)
     if name == "cifar10-masked":
         score_joint(model, rows, judge, held_out)
@@ -136,3 +166,5 @@ def score(name: str, model, rows: Rows, judge: Judge, similarity: LearnedSimilar
         score_ddpm(model, rows, judge, held_out)
     else:
         score_regression(model, rows, held_out)
+    if len(held_out.lines) > 2:
+        draw_sheet(held_out.lines, pictures / f"{rows.path.stem}, {SHOWN_LEVEL:.0%} hidden.png")

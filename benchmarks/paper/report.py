@@ -52,10 +52,15 @@ def cost_table(runs: Runs) -> str:
     return markdown(["arm", *names], rows)
 
 
+def sheets(runs: Runs, folder: Path) -> list[str]:
+    """The pictures of arms that generate something."""
+    return [f"{arm}:\n\n![samples of {arm}](pictures/{arm}.png)" for arm in runs if (folder / f"{arm}.png").exists()]
+
+
 def report(results: Path) -> str:
     """Everything that has been scored, as Markdown."""
     parts = ["# The paper's four tasks"]
     for task, title in TITLES.items():
         if runs := read_runs(results / task):
-            parts += [f"## {title}", score_table(runs), cost_table(runs)]
+            parts += [f"## {title}", score_table(runs), cost_table(runs), *sheets(runs, results.parent / "pictures")]
     return "\n\n".join(parts) + "\n"

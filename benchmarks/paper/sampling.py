@@ -143,5 +143,6 @@ def single_joint_call(pipeline: MultimodalMultitaskPipeline, inputs: torch.Tenso
         z = torch.randn(encodings["hole"].shape, generator=generator)
         states = {"hole": torch.full((len(z),), int(Presence.GIVEN))}
         output = unet(z, LAST_TIMESTEP, encodings=encodings, states=states).sample
-        done.append(scheduler.predict_original(output, LAST_TIMESTEP, z, encodings))
+        timesteps = torch.full((len(z),), LAST_TIMESTEP)
+        done.append(scheduler.predict_original(output, timesteps, z, encodings))
     return torch.cat(done)

@@ -8,18 +8,17 @@ held-out scenes; far below 1 is a copy.
 from pathlib import Path
 
 import torch
-from diffusers.utils import make_image_grid
 from torch import nn
 
 from mmdiff_pipelines import MultimodalMultitaskPipeline
-from mmdiff_pipelines.evaluation import mean_intersection_over_union, nearest_neighbours, tensor_to_image
+from mmdiff_pipelines.evaluation import mean_intersection_over_union, nearest_neighbours
 
 from .data import NUM_SCENE_CLASSES, one_hot_channels
+from .pictures import COLUMNS, draw_sheet
 from .sampling import batches, check_size, conditioned, plain, sample_ddpm, sample_pipeline, to_unit
 from .scores import Judge, Rows
 
 
-SHOWN = 8  # samples in a picture
 SCALES = (1.0, 1.5, 2.0)
 
 
@@ -59,18 +58,13 @@ class SceneJudge:
         distances, nearest = nearest_neighbours(features, self._train_features())
         real, _ = nearest_neighbours(self.judge.real_features("test", self.judge.images), self._train_features())
         if picture is not None:
-            self._draw(images[:SHOWN], self.train_images[nearest[:SHOWN]], self.pictures / f"{picture}.png")
+            shown = [images[:COLUMNS], self.train_images[nearest[:COLUMNS]]]
+            draw_sheet(shown, self.pictures / f"{picture}, nearest training scenes.png")
         memorisation = (distances.median() / real.median()).item()
         return self.judge.quality(features) | {"mask_agreement": agreement, "memorisation": memorisation}
 
     def _train_features(self) -> torch.Tensor:
         return self.judge.real_features("train", self.train_images)
-
-    @staticmethod
-    def _draw(images: torch.Tensor, neighbours: torch.Tensor, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cells = [tensor_to_image(image) for image in [*images, *neighbours]]
-        make_image_grid(cells, 2, len(images)).save(path)
 
 
 def score_joint(pipeline: MultimodalMultitaskPipeline, rows: Rows, scene_judge: SceneJudge) -> None:
