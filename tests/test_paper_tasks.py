@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benc
         ("fashion-mnist-caption", "representation"),
     ],
 )
-def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options, name, task):
+def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options, tmp_path, name, task):
     if task == "segmentation":
         benchmark.main([*options, "--arms", "segmenter_judge", "--train_only"])
     train_joint(benchmark, options, name)
@@ -128,6 +129,9 @@ def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options
     lines = [line.name for line in benchmark.cards.LINES[name] if "20 steps" not in line.how]
     assert [metric["name"] for metric in evaluation["metrics"]] == lines  # two steps have no rows of 20
     assert evaluation["method"].startswith("Seed 0; 8 samples a row")
+    card = Path(shutil.copytree(runs_of(options) / f"{name}-0", tmp_path / name))
+    benchmark.cards.write(card, data, runs_of(options) / "results")
+    assert "license: apache-2.0" in (card / "README.md").read_text() and (card / "samples/samples.png").exists()
 
 
 def test_the_rows_beside_ours_on_cards_are_those_that_arms_have(benchmark, options, tmp_path):

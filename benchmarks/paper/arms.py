@@ -175,7 +175,9 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
         # 3. image and segmentation mask
         "camvid-segmentation": Joint("image_and_segmentation", "camvid"),
         "segmenter": scenes(segmenter_loss, out_channels=NUM_SCENE_CLASSES),
-        "segmenter_judge": scenes(segmenter_loss, out_channels=NUM_SCENE_CLASSES, block_out_channels=(24, 48, 72, 72)),
+        "segmenter_judge": scenes(
+            segmenter_loss, steps=3000, out_channels=NUM_SCENE_CLASSES, block_out_channels=(24, 48, 72, 72)
+        ),
         "mask_to_image": scenes(mask_to_image_loss, **both),
         "concatenated": scenes(concatenated_loss, **both, out_channels=3 + NUM_SCENE_CLASSES),
         # 4. image and representation

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmdiff_pipelines.pipelines.model_card import write_card
-from mmdiff_pipelines.pipelines.records import EVALUATION
+from mmdiff_pipelines.pipelines.records import EVALUATION, TRAINING
 
 from .arms import TASKS
 
@@ -20,6 +20,11 @@ DATASETS = {
     "cifar10": {"name": "CIFAR-10", "type": "uoft-cs/cifar10", "split": "test"},
     "camvid": {"name": "CamVid", "type": "camvid", "split": "val"},
     "fashion_mnist": {"name": "Fashion-MNIST", "type": "zalando-datasets/fashion_mnist", "split": "test"},
+}
+LICENCES = {
+    "cifar10": {"dataset": "uoft-cs/cifar10", "data_license": "none stated"},
+    "camvid": {"data_license": "for research"},
+    "fashion_mnist": {"dataset": "zalando-datasets/fashion_mnist", "data_license": "mit"},
 }
 DATA = {
     "cifar10": "CIFAR-10 (Krizhevsky, 2009), re-coded as JPEG; it has no licence of its own. No image of it is in this repository.",
@@ -198,11 +203,14 @@ def evaluation(name: str, data: str, results: Path) -> dict:
 
 
 def write(folder: Path, data: str, results: Path) -> None:
-    """The record and the card of a checkpoint, in its folder."""
+    """The records, the card and the sheet of a checkpoint, in its folder."""
+    training = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+    training = {"license": "apache-2.0"} | LICENCES[data] | training
     sheet = results.parent / "pictures" / f"{folder.name}.png"
     if sheet.exists():
         (folder / SHEET).parent.mkdir(exist_ok=True)
         shutil.copyfile(sheet, folder / SHEET)
     text = json.dumps(evaluation(folder.name, data, results), indent=2, ensure_ascii=False)
     (folder / EVALUATION).write_text(text + "\n", encoding="utf-8")
+    (folder / TRAINING).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
     write_card(folder)

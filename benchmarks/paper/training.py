@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -65,7 +66,7 @@ def with_option(words: list[str], option: str, value: str | int | Path) -> list[
 def joint_command(arm: Joint, name: str, seed: int, args: argparse.Namespace) -> list[str]:
     """The launch line, for this seed and these folders."""
     words = [word.replace(TEXT_ENCODER, args.text_encoder) for word in launch_line(arm, name)]
-    words[words.index("examples/train_multimodal.py")] = str(ROOT / "examples/train_multimodal.py")
+    words[words.index("examples/train_multimodal.py")] = os.path.relpath(ROOT / "examples/train_multimodal.py")
     options = {
         **arm.options,
         "--seed": seed,
