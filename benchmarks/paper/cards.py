@@ -34,7 +34,7 @@ DATA = {
 SMALL = "A small model after a short training: a demonstration of the method, not a source of data."
 LIMITS = {
     "cifar10": [SMALL, "Images of 32 x 32 pixels of ten classes; many are not recognisable."],
-    "camvid": [SMALL, "It has seen 367 street scenes, and may repeat them: see the distance to training scenes."],
+    "camvid": [SMALL, "It has seen 367 street scenes; its own have their layout, and often a wrong tint."],
     "fashion_mnist": [SMALL, "Grey pictures of ten kinds of clothes, and captions of thirty forms."],
 }
 SHEET = "samples/samples.png"
