@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmdiff_pipelines.pipelines.model_card import write_card
-from mmdiff_pipelines.pipelines.records import EVALUATION, TRAINING
+from mmdiff_pipelines.pipelines.records import EVALUATION, TRAINING, read_training
 
 from .arms import TASKS
 
@@ -204,8 +204,7 @@ def evaluation(name: str, data: str, results: Path) -> dict:
 
 def write(folder: Path, data: str, results: Path) -> None:
     """The records, the card and the sheet of a checkpoint, in its folder."""
-    training = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-    training = {"license": "apache-2.0"} | LICENCES[data] | training
+    training = {"license": "apache-2.0"} | LICENCES[data] | read_training(folder)
     sheet = results.parent / "pictures" / f"{folder.name}.png"
     if sheet.exists():
         (folder / SHEET).parent.mkdir(exist_ok=True)
