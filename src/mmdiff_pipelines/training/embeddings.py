@@ -10,6 +10,7 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from ..modalities.image import is_deep
 from .columns import array_of
 from .data import HubDataset, image_columns
 from .modality_options import ModalityOption
-from .precompute import beside, cache_folder, precompute, weights_fingerprint
+from .precompute import BATCH_SIZE, beside, cache_folder, precompute, weights_fingerprint
 
 
 EMBEDDING = "embedding"  # the column, before it has the name of a modality
+TEXTS = 1000  # rows of text among which one that repeats is embedded once
 
 
 class FrozenEncoder:
@@ -133,20 +135,27 @@ def embeddings_of(
     is_text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
     encoder = FrozenEncoder(option.encoder, images=not is_text, device=device)
 
-    def compute(values: list[Any]) -> list[Any]:
-        present = [value if is_text else _as_picture(value, feature, source) for value in values if value is not None]
+    def embed_images(values: list[Any]) -> list[Any]:
+        present = [_as_picture(value, feature, source) for value in values if value is not None]
         embeddings = iter(encoder(present) if present else [])
         return [None if value is None else next(embeddings) for value in values]
+
+    def embed_texts(values: list[str | None]) -> list[Any]:
+        texts = sorted({value for value in values if value is not None}, key=lambda text: (len(text), text))
+        batches = (texts[start : start + BATCH_SIZE] for start in range(0, len(texts), BATCH_SIZE))
+        embeddings = dict(zip(texts, chain.from_iterable(map(encoder, batches)), strict=True))
+        return [embeddings.get(value) for value in values]
 
     output = (EMBEDDING, datasets.List(datasets.Value("float32")))
     return precompute(
         dataset,
         option.column,
-        compute,
+        embed_texts if is_text else embed_images,
         output,
         cache_folder(args),
         encoder.fingerprint(),
         f"Embedding {option.column}",
+        batch_size=TEXTS if is_text else BATCH_SIZE,
     )
 
 

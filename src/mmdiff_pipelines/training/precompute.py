@@ -31,6 +31,7 @@ def precompute(
     folder: Path,
     identity: tuple,
     description: str,
+    batch_size: int = BATCH_SIZE,
 ) -> datasets.Dataset:
     """A dataset of one column, made of another one: from the cache, or computed now and put there.
 
@@ -41,6 +42,7 @@ def precompute(
         folder: of the cache.
         identity: what the result depends on beside the data; its `repr` must say all.
         description: of the progress bar.
+        batch_size: rows that `compute` has at once.
     """
     source = dataset.select_columns([column])
     key = fingerprint(FORMAT, identity, dataset._fingerprint, column, _files(source))
@@ -49,7 +51,7 @@ def precompute(
     return source.map(
         lambda batch: {name: compute(batch[column])},
         batched=True,
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         remove_columns=[column],
         features=datasets.Features({name: feature}),
         cache_file_name=str(folder / f"{name}-{key}.arrow"),
