@@ -154,6 +154,12 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
     return {
         # 1. masked pretraining
         "cifar10-masked": Joint("masked_pretraining", "cifar10"),
+        "cifar10-masked-always": Joint(  # what sharing costs: it learns to fill in, and not to generate
+            "masked_pretraining",
+            "cifar10",
+            variant_of="cifar10-masked",
+            options={"--state_shares": "joint=0,given=1,absent=0"},
+        ),
         "reconstruction_mse": Baseline(lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), reconstruction_loss),
         "reconstruction_lpips": Baseline(
             lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), PerceptualReconstructionLoss(lpips_weights)
@@ -167,6 +173,9 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
             "cifar10",
             variant_of="cifar10-label",
             options={"--modality": "label:categorical:space=shared,aggregation=none"},
+        ),
+        "cifar10-label-long": Joint(  # the steps of the three models that it replaces
+            "image_and_label", "cifar10", variant_of="cifar10-label", options={"--max_train_steps": "27000"}
         ),
         "class_conditional": Baseline(
             lambda: UNet2DModel(**TRUNK, num_class_embeds=NUM_CLASSES + 1), class_conditional_loss
@@ -189,8 +198,22 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
 
 
 TASKS = {
-    "masked": ["cifar10-masked", "reconstruction_mse", "reconstruction_lpips", "mask_conditioned", "ddpm"],
-    "label": ["cifar10-label", "cifar10-label-heads", "ddpm", "class_conditional", "classifier"],
+    "masked": [
+        "cifar10-masked",
+        "cifar10-masked-always",
+        "reconstruction_mse",
+        "reconstruction_lpips",
+        "mask_conditioned",
+        "ddpm",
+    ],
+    "label": [
+        "cifar10-label",
+        "cifar10-label-heads",
+        "cifar10-label-long",
+        "ddpm",
+        "class_conditional",
+        "classifier",
+    ],
     "segmentation": ["segmenter_judge", "camvid-segmentation", "segmenter", "mask_to_image", "concatenated"],
     "representation": ["cifar10-embedding", "ddpm", "fashion-mnist-caption", "fashion_ddpm", "fashion_classifier"],
 }

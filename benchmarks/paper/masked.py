@@ -158,7 +158,7 @@ def ddpm_quality(model: nn.Module, judge: Judge) -> dict[str, float]:
 def score(name: str, model, rows: Rows, judge: Judge, similarity: LearnedSimilarity, pictures: Path) -> None:
     """All rows of an arm of this task, and a picture of held-out images, what is left of them, and each method."""
     held_out = Reconstructions(judge, similarity)
-    if name == "cifar10-masked":
+    if isinstance(model, MultimodalMultitaskPipeline):
         score_joint(model, rows, judge, held_out)
     elif name == "mask_conditioned":
         score_mask_conditioned(model, rows, judge, held_out)
