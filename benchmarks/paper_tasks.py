@@ -18,8 +18,8 @@ sys.path.append(str(Path(__file__).parent / "fashion_mnist"))
 from baselines import load_baseline  # noqa: E402
 from evaluate import CLASSIFIER  # noqa: E402
 from paper import cards, labels, masked, pictures, representation, segmentation, training  # noqa: E402
-from paper.arms import TASKS, Joint, make_arms  # noqa: E402
-from paper.data import SIZES, load_arrays  # noqa: E402
+from paper.arms import TASKS, Baseline, Joint, make_arms  # noqa: E402
+from paper.data import PROJECTION, SIZES, embedding_dim, load_arrays  # noqa: E402
 from paper.report import report  # noqa: E402
 from paper.scores import Judge, Rows  # noqa: E402
 
@@ -30,17 +30,20 @@ from mmdiff_pipelines.evaluation import (  # noqa: E402
     feature_network,
 )
 from mmdiff_pipelines.training.embeddings import FrozenEncoder  # noqa: E402
+from mmdiff_pipelines.training.precompute import weights_fingerprint  # noqa: E402
 
 
 NUM_SCENES = 404  # four for each held-out mask
 QUICK_SAMPLES, QUICK_STEPS = 8, 2
+SCENE_JUDGE = "segmenter_judge"
 
 
 class Benchmark:
     """What the arms of a run share, made when it is first needed."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.arms = args, make_arms(args.lpips_weights)
+        self.args = args
+        self.arms = make_arms(args.lpips_weights, embedding_dim(args.data_dir / "cifar10"))
         self.shared: dict[str, object] = {}
         self.pictures = args.runs / "pictures"  # of the data too, so they are not published
 
@@ -79,10 +82,12 @@ class Benchmark:
         """Of the embeddings of CIFAR-10.
 
         Raises:
-            ValueError: if they are of another encoder than the features.
+            ValueError: if there are none, or they are of another encoder than the features.
         """
         folder = self.args.data_dir / "cifar10"
-        projection = Projection.load(folder / "projection.safetensors")
+        if not (folder / PROJECTION).is_file():
+            raise ValueError(f"{folder} has no embeddings; prepare it with --encoder.")
+        projection = Projection.load(folder / PROJECTION)
         encoder = json.loads((folder / "encoder.json").read_text())["encoder"]
         if encoder != self.args.features:
             raise ValueError(f"{folder} has embeddings of {encoder!r}; give --features {encoder}.")
@@ -90,26 +95,48 @@ class Benchmark:
 
     def captions(self) -> representation.Captions:
         def make() -> representation.Captions:
-            return representation.Captions(FrozenEncoder(self.args.text_encoder, images=False), self.classifier())
+            return representation.Captions(self.text_encoder(), self.classifier())
 
         return self.once("captions", make)
 
+    def text_encoder(self) -> FrozenEncoder:
+        return self.once("text encoder", lambda: FrozenEncoder(self.args.text_encoder, images=False))
+
+    def similarity(self) -> LearnedSimilarity:
+        return self.once("LPIPS", lambda: LearnedSimilarity(self.args.lpips_weights))
+
+    def scene_judge_folder(self) -> Path:
+        """Of the judge of masks.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        folder = training.folder_of(SCENE_JUDGE, 0, self.args)
+        if not training.is_trained(self.arms[SCENE_JUDGE], folder):
+            raise FileNotFoundError(f"the judge of masks is not there, in {folder}; train {SCENE_JUDGE}, seed 0.")
+        return folder
+
     def scene_judge(self) -> segmentation.SceneJudge:
         def make() -> segmentation.SceneJudge:
-            folder = training.folder_of("segmenter_judge", 0, self.args)
-            if not training.is_trained(self.arms["segmenter_judge"], folder):
-                raise FileNotFoundError(
-                    f"the judge of masks is not there, in {folder}; train segmenter_judge, seed 0."
-                )
-            segmenter = training.load_arm(self.arms["segmenter_judge"], folder)
+            segmenter = training.load_arm(self.arms[SCENE_JUDGE], self.scene_judge_folder())
             images = self.train_arrays("camvid")["image"].float() / 255
             return segmentation.SceneJudge(self.judge("camvid"), segmenter, images, self.pictures)
 
         return self.once("judge of scenes", make)
 
+    def find_networks(self, chosen: list[tuple[str, str]]) -> None:
+        """See that what must be downloaded is there, before anything is trained for hours."""
+        if any(task == "masked" for task, _ in chosen):
+            self.similarity()
+        for data in {self.arms[name].data for _, name in chosen}:
+            self.judge(data)
+        if any(name == "fashion-mnist-caption" for _, name in chosen):
+            self.text_encoder()
+
     def score(self, task: str, name: str, seed: int) -> None:
         """All rows of an arm in a task, unless it has not been trained."""
         arm, folder = self.arms[name], training.folder_of(name, seed, self.args)
+        generates = isinstance(arm, Baseline) or arm.generates
         if not training.is_trained(arm, folder):
             print(f"{name}, seed {seed}: not trained, nothing in {folder}", flush=True)
             return
@@ -118,12 +145,15 @@ class Benchmark:
             "num_samples": self.num_samples(arm.data),
             "features": "the independent classifier" if arm.data == "fashion_mnist" else Path(self.args.features).name,
         }
+        if task == "segmentation":
+            settings["judge"] = training.weights_digest(self.arms[SCENE_JUDGE], self.scene_judge_folder())
+        if name == "fashion-mnist-caption":
+            settings["text_encoder"] = weights_fingerprint(self.text_encoder().model)[:16]
         path = self.args.results / task / f"{name}-{seed}.json"
         rows = Rows(path, training.training_record(folder), settings)
         model = training.load_arm(arm, folder)
         if task == "masked":
-            similarity = self.once("LPIPS", lambda: LearnedSimilarity(self.args.lpips_weights))
-            masked.score(name, model, rows, self.judge("cifar10"), similarity, self.pictures)
+            masked.score(name, model, rows, self.judge("cifar10"), self.similarity(), self.pictures, generates)
         elif task == "label":
             read = self.once("reader", lambda: labels.LabelReader(self.train_arrays("cifar10"), self.projection()))
             labels.score(name, model, rows, self.judge("cifar10"), read)
@@ -132,13 +162,16 @@ class Benchmark:
         elif name == "cifar10-embedding":
             train = self.train_arrays("cifar10")
             representation.score_embedding(model, rows, self.judge("cifar10"), train, self.projection())
+        elif name == "embedding_regression":
+            train = self.train_arrays("cifar10")
+            representation.score_embedding_regression(model, rows, self.judge("cifar10"), train)
         elif name == "fashion-mnist-caption":
             representation.score_caption(model, rows, self.judge("fashion_mnist"), self.captions())
         elif name == "fashion_classifier":
             labels.score_classifier(model, rows, self.judge("fashion_mnist"))
         else:
             representation.score_ddpm(model, rows, self.judge(arm.data))
-        if seed == 0:
+        if seed == 0 and generates:
             pictures.draw(name, model, self.judge(arm.data), self.args.results.parent / "pictures" / f"{name}.png")
 
 
@@ -180,6 +213,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     benchmark = Benchmark(args)
     chosen = [(task, name) for task in args.tasks for name in TASKS[task] if name in args.arms]
+    if args.train and not args.train_only:
+        benchmark.find_networks(chosen)
     for seed in args.seeds:
         for name in dict.fromkeys(name for _, name in chosen):
             if args.train or args.train_only:
@@ -188,8 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     for seed in args.seeds:
         for task, name in chosen:
-            if seed == 0 or not (args.cards and isinstance(benchmark.arms[name], Joint)):
-                benchmark.score(task, name, seed)
+            benchmark.score(task, name, seed)
     for _, name in chosen if args.cards else []:
         folder = training.folder_of(name, 0, args)
         if isinstance(benchmark.arms[name], Joint) and folder == training.card_of(name) and folder.is_dir():

@@ -1,5 +1,7 @@
 """The scores: known answers, and clear errors for what they cannot score."""
 
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,17 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth holds no EfficientNet-Lite0"):
         evaluation.EfficientNetLite0.from_weights(tmp_path / "other.pth")
+
+
+def test_weights_that_cannot_be_downloaded_are_asked_for(monkeypatch):
+    def offline(**arguments):
+        raise URLError("no network")
+
+    monkeypatch.setattr("lpips.LPIPS", offline)
+    with pytest.raises(
+        FileNotFoundError, match="AlexNet's weights could not be downloaded .*no network.*; give a file"
+    ):
+        evaluation.LearnedSimilarity()
 
 
 def test_weights_that_no_package_brings_are_named(monkeypatch):

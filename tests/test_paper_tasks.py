@@ -26,6 +26,7 @@ BASELINES = [
     "reconstruction_lpips",
     "class_conditional",
     "classifier",
+    "embedding_regression",
     "fashion_ddpm",
     "fashion_classifier",
 ]
@@ -99,6 +100,7 @@ def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benc
         for protocol in (("pasted",) if "3" in how or "mean" in how else ("raw", "pasted"))
     }
     assert set(first["concatenated-0"]["joint"]) >= {"fd", "mask_agreement", "memorisation"}
+    assert set(first["embedding_regression-0"]["image given"]) == {"cosine", "cosine_shuffled", "probe_accuracy"}
     generating = {"ddpm", "mask_to_image", "concatenated", "class_conditional", "fashion_ddpm"}
     assert {path.stem for path in (tmp_path / "one/pictures").iterdir()} == generating
     private = {path.name for path in (runs_of(options) / "pictures").iterdir()}
@@ -142,7 +144,7 @@ def test_the_rows_beside_ours_on_cards_are_those_that_arms_have(benchmark, optio
     for arm, how, score in places:
         if arm in scores and "20 steps" not in how:
             assert score in scores[arm][how]
-    joint = {"cifar10-label-heads", "cifar10-embedding", "fashion-mnist-caption"}
+    joint = {"cifar10-label-9000", "cifar10-label-heads", "cifar10-embedding", "fashion-mnist-caption"}
     assert {arm for arm, *_ in places} - scores.keys() == joint
 
 
@@ -155,6 +157,24 @@ def test_rows_of_other_weights_are_not_mixed(benchmark, options):
         benchmark.main(arguments)
 
 
+def test_a_table_is_of_one_number_of_samples(benchmark, tmp_path):
+    for arm, num_samples in (("cifar10-label", 1000), ("ddpm", 200)):
+        record = {
+            "training": {"images_seen": 1, "minutes": 1, "parameters": 1},
+            "settings": {"num_samples": num_samples, "features": "efficientnet_lite0"},
+            "scores": {"joint": {"fd": 1.0}},
+        }
+        (tmp_path / "label").mkdir(exist_ok=True)
+        (tmp_path / "label" / f"{arm}-0.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="ddpm has been scored with .*200.* and cifar10-label with .*1000"):
+        benchmark.report(tmp_path)
+
+
+def test_a_model_that_was_never_shown_nothing_is_not_asked_for_it(benchmark):
+    arms = benchmark.make_arms()
+    assert [name for name, arm in arms.items() if not getattr(arm, "generates", True)] == ["cifar10-masked-always"]
+
+
 def test_a_card_does_not_show_quick_scores(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark.parse_args(["--quick", "--cards"])
@@ -165,8 +185,11 @@ def test_what_is_not_there_is_said(benchmark, options, tmp_path, capsys):
     elsewhere = [*options, "--runs", str(tmp_path / "runs")]
     benchmark.main([*elsewhere, "--arms", "classifier"])
     assert "classifier, seed 0: not trained" in capsys.readouterr().out
+    nothing = [*elsewhere, "--data_dir", str(tmp_path / "nothing")]
     with pytest.raises(FileNotFoundError, match="no prepared data in .*nothing.*prepare.py"):
-        benchmark.main([*elsewhere, "--data_dir", str(tmp_path / "nothing"), "--arms", "ddpm", "--train"])
+        benchmark.main([*nothing, "--arms", "ddpm", "--train"])
+    with pytest.raises(ValueError, match="nothing/cifar10 has no embeddings; prepare it with --encoder"):
+        benchmark.Benchmark(benchmark.parse_args(nothing)).projection()
 
 
 def test_sizes_that_do_not_fit_are_said(benchmark):

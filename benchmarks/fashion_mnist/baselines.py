@@ -44,15 +44,20 @@ LABEL_DROPOUT = 0.1
 
 
 class Classifier(nn.Module):
-    """The trunk's way down: images (B, 1, H, W) in [-1, 1] -> logits (B, 10), by way of 64 pooled features."""
+    """The trunk's way down: images (B, 1, H, W) in [-1, 1] -> logits (B, 10), by way of 64 pooled features.
 
-    def __init__(self, trunk_config: Mapping = TRUNK):
+    Args:
+        trunk_config: of the trunk.
+        outputs: numbers that come out, the logits of ten classes by default.
+    """
+
+    def __init__(self, trunk_config: Mapping = TRUNK, outputs: int = NUM_CLASSES):
         super().__init__()
         trunk = UNet2DModel(**trunk_config)
         self.conv_in, self.down_blocks, self.mid_block = trunk.conv_in, trunk.down_blocks, trunk.mid_block
         # as wide as the time embedding that it stands for: nothing is noised here
         self.embedding = nn.Parameter(torch.zeros(1, trunk.time_embedding.linear_2.out_features))
-        self.head = nn.Linear(trunk_config["block_out_channels"][-1], NUM_CLASSES)
+        self.head = nn.Linear(trunk_config["block_out_channels"][-1], outputs)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 64)."""

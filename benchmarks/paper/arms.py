@@ -36,12 +36,14 @@ class Joint:
         example, data: folders of both.
         variant_of: the arm whose line it shares.
         options: of the command line, which the variant has instead.
+        generates: whether it has learned to make an image of nothing.
     """
 
     example: str
     data: str
     variant_of: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    generates: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ def class_conditional_loss(model: nn.Module, batch: Batch, generator: torch.Gene
 
 def classifier_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
     return F.cross_entropy(model(to_pixels(batch["image"])).float(), batch["label"])
+
+
+def embedding_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    """The joint model's own."""
+    embeddings = model(to_pixels(batch["image"])).float()
+    return (embeddings - batch["embedding"]).square().sum(1).mean()
 
 
 def draw_hole(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -145,11 +153,12 @@ def scenes(loss: Loss, steps: int = 6000, **trunk) -> Baseline:
     return Baseline(lambda: UNet2DModel(**SCENES | trunk), loss, "camvid", steps=steps, batch_size=16)
 
 
-def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
+def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dict[str, Joint | Baseline]:
     """All arms by name.
 
     Args:
         lpips_weights: see [`LearnedSimilarity`]; one baseline is trained with it.
+        embedding_dim: of the prepared CIFAR-10.
     """
     both = {"in_channels": 3 + NUM_SCENE_CLASSES}
     return {
@@ -160,6 +169,7 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
             "cifar10",
             variant_of="cifar10-masked",
             options={"--state_shares": "joint=0,given=1,absent=0"},
+            generates=False,
         ),
         "reconstruction_mse": Baseline(lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), reconstruction_loss),
         "reconstruction_lpips": Baseline(
@@ -195,6 +205,7 @@ def make_arms(lpips_weights: Path | None = None) -> dict[str, Joint | Baseline]:
         "concatenated": scenes(concatenated_loss, **both, out_channels=3 + NUM_SCENE_CLASSES),
         # 4. image and representation
         "cifar10-embedding": Joint("image_and_representation", "cifar10"),
+        "embedding_regression": Baseline(lambda: Classifier(TRUNK, embedding_dim), embedding_loss),
         "fashion-mnist-caption": Joint("image_and_representation", "fashion_mnist"),
         "fashion_ddpm": Baseline(lambda: UNet2DModel(**CAPTIONED), ddpm_loss, "fashion_mnist", steps=7000),
         "fashion_classifier": Baseline(lambda: Classifier(CAPTIONED), classifier_loss, "fashion_mnist", steps=7000),
@@ -219,5 +230,12 @@ TASKS = {
         "classifier",
     ],
     "segmentation": ["segmenter_judge", "camvid-segmentation", "segmenter", "mask_to_image", "concatenated"],
-    "representation": ["cifar10-embedding", "ddpm", "fashion-mnist-caption", "fashion_ddpm", "fashion_classifier"],
+    "representation": [
+        "cifar10-embedding",
+        "embedding_regression",
+        "ddpm",
+        "fashion-mnist-caption",
+        "fashion_ddpm",
+        "fashion_classifier",
+    ],
 }

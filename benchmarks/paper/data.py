@@ -8,10 +8,12 @@ import PIL.ImageOps
 import torch
 from datasets import load_from_disk
 
+from mmdiff_pipelines.evaluation import Projection
 from mmdiff_pipelines.training.augmentation import crop_rows, flip_rows
 
 
 SIZES = {"cifar10": (32, 32), "fashion_mnist": (32, 32), "camvid": (48, 64)}  # height and width
+PROJECTION = "projection.safetensors"  # of the embeddings of CIFAR-10
 CROP_MARGIN = 4  # CamVid is cut at random out of a little more
 NUM_SCENE_CLASSES, IGNORED = 11, 255
 Batch = dict[str, torch.Tensor]
@@ -35,6 +37,13 @@ def load_arrays(folder: Path, split: str, size: tuple[int, int]) -> Batch:
     if "embedding" in rows.features:
         arrays["embedding"] = torch.tensor(np.asarray(rows.with_format("numpy")["embedding"]))
     return arrays
+
+
+def embedding_dim(folder: Path, default: int = 64) -> int:
+    """Numbers in an embedding of the prepared CIFAR-10; the default of its script where it has none."""
+    if not (folder / PROJECTION).is_file():
+        return default
+    return len(Projection.load(folder / PROJECTION).components)
 
 
 def stack(images: list[PIL.Image.Image], size: tuple[int, int], method: PIL.Image.Resampling) -> torch.Tensor:

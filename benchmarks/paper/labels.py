@@ -27,14 +27,9 @@ class LabelReader:
     Args:
         train: of CIFAR-10, with embeddings.
         projection: which made them.
-
-    Raises:
-        ValueError: if the data have been prepared without embeddings.
     """
 
     def __init__(self, train: Batch, projection: Projection):
-        if "embedding" not in train:
-            raise ValueError("the prepared CIFAR-10 has no embeddings; prepare it with --encoder.")
         self.projection = projection
         self.probe = fit_linear_probe(train["embedding"], train["label"])
 

@@ -93,7 +93,9 @@ class Reconstructions:
         return total / draws
 
 
-def score_joint(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, held_out: Reconstructions) -> None:
+def score_joint(
+    pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, held_out: Reconstructions, generates: bool
+) -> None:
     check_size(pipeline, judge.images)
     hole = pipeline.unet.modality_modules["hole"]
 
@@ -115,7 +117,8 @@ def score_joint(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge,
     held_out.add(rows, f"{steps}, imposed", fill_in(judge.num_steps, imposed=True), raw=False)
     many = f"{steps}, imposed, mean of {DRAWS}"
     held_out.add(rows, many, fill_in(judge.num_steps, imposed=True), raw=False, draws=DRAWS)
-    rows.add("generation", lambda: generation(pipeline, judge))
+    if generates:
+        rows.add("generation", lambda: generation(pipeline, judge))
 
 
 def generation(pipeline: MultimodalMultitaskPipeline, judge: Judge) -> dict[str, float]:
@@ -155,11 +158,13 @@ def ddpm_quality(model: nn.Module, judge: Judge) -> dict[str, float]:
     return judge.quality(judge.features(images))
 
 
-def score(name: str, model, rows: Rows, judge: Judge, similarity: LearnedSimilarity, pictures: Path) -> None:
+def score(
+    name: str, model, rows: Rows, judge: Judge, similarity: LearnedSimilarity, pictures: Path, generates: bool
+) -> None:
     """All rows of an arm of this task, and a picture of held-out images, what is left of them, and each method."""
     held_out = Reconstructions(judge, similarity)
     if isinstance(model, MultimodalMultitaskPipeline):
-        score_joint(model, rows, judge, held_out)
+        score_joint(model, rows, judge, held_out, generates)
     elif name == "mask_conditioned":
         score_mask_conditioned(model, rows, judge, held_out)
     elif name == "ddpm":

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from tables import Runs, cell, markdown, read_runs
 
+from .arms import make_arms
+
 
 TITLES = {
     "masked": "1. Masked pretraining, CIFAR-10",
@@ -32,7 +34,7 @@ COLUMNS = {
 
 def score_table(runs: Runs) -> str:
     """A line for each way of using each arm; the columns that it has."""
-    rows = [(arm, how) for arm, records in runs.items() for how in records[0]["scores"]]
+    rows = dict.fromkeys((arm, how) for arm, records in runs.items() for r in records for how in r["scores"])
     found = {name for records in runs.values() for r in records for row in r["scores"].values() for name in row}
     columns = {name: COLUMNS[name] for name in COLUMNS if name in found}
     table = []
@@ -41,6 +43,24 @@ def score_table(runs: Runs) -> str:
         values = [cell([s[name] for s in scores if name in s], digits) for name, (_, digits) in columns.items()]
         table.append([arm, how, str(len(scores)), *values])
     return markdown(["arm", "how", "seeds", *(title for title, _ in columns.values())], table)
+
+
+def check_settings(runs: Runs) -> None:
+    """Scores of one dataset stand in one table if they are of as many samples and the same features.
+
+    Raises:
+        ValueError: naming two arms that differ.
+    """
+    arms, first = make_arms(), {}
+    for arm, records in runs.items():
+        for record in records:
+            settings = {name: record["settings"][name] for name in ("num_samples", "features")}
+            other, expected = first.setdefault(arms[arm].data, (arm, settings))
+            if settings != expected:
+                raise ValueError(
+                    f"{arm} has been scored with {settings} and {other} with {expected}; move one away, or give "
+                    "--results another folder."
+                )
 
 
 def cost_table(runs: Runs) -> str:
@@ -62,5 +82,6 @@ def report(results: Path) -> str:
     parts = ["# The paper's four tasks"]
     for task, title in TITLES.items():
         if runs := read_runs(results / task):
+            check_settings(runs)
             parts += [f"## {title}", score_table(runs), cost_table(runs), *sheets(runs, results.parent / "pictures")]
     return "\n\n".join(parts) + "\n"

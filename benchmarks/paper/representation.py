@@ -21,9 +21,9 @@ from mmdiff_pipelines.evaluation import (
     retrieval_accuracy,
 )
 
-from .data import Batch
+from .data import Batch, to_pixels
 from .masked import ddpm_quality
-from .sampling import check_size, sample_pipeline
+from .sampling import batches, check_size, sample_pipeline
 from .scores import Judge, Rows
 from .training import ROOT
 
@@ -37,7 +37,7 @@ def score_embedding(
     """Rows of the joint model of CIFAR-10 images and their embeddings."""
     check_size(pipeline, judge.images)
     steps = {"num_inference_steps": judge.num_steps}
-    true, labels = judge.test["embedding"], judge.test["label"]
+    true = judge.test["embedding"]
 
     def fit(images: torch.Tensor, embeddings: torch.Tensor) -> dict[str, float]:
         features = judge.features(images)
@@ -53,30 +53,39 @@ def score_embedding(
         return fit(samples["image"], samples["embedding"])
 
     def of_embeddings(scale: float) -> dict[str, float]:
-        given = true[: judge.num_samples]
+        given = true[-judge.num_samples :]  # precision and recall are against the first
         samples = sample_pipeline(pipeline, len(given), {"embedding": given}, guidance_scale=scale, **steps)
         return fit(samples["image"], given)
 
     def perceived() -> dict[str, float]:
         samples = sample_pipeline(pipeline, len(judge.images), {"image": judge.images})
-        return {
-            "cosine": cosine_similarity(samples["embedding"], true),
-            "cosine_shuffled": cosine_similarity(samples["embedding"], true.roll(1, 0)),
-            "probe_accuracy": linear_probe(train["embedding"], train["label"], samples["embedding"], labels),
-        }
+        return embedding_scores(samples["embedding"], judge, train)
 
-    def real_pairs() -> dict[str, float]:
-        return {
-            "cosine": 1.0,
-            "cosine_shuffled": cosine_similarity(true, true.roll(1, 0)),
-            "probe_accuracy": linear_probe(train["embedding"], train["label"], true, labels),
-        }
-
-    rows.add("real pairs", real_pairs)
+    rows.add("real pairs", lambda: embedding_scores(true, judge, train))
     rows.add("image given", perceived)
     rows.add("joint", together)
     for scale in SCALES:
         rows.add(f"embedding given, guidance {scale:g}", lambda scale=scale: of_embeddings(scale))
+
+
+def embedding_scores(embeddings: torch.Tensor, judge: Judge, train: Batch) -> dict[str, float]:
+    """Of embeddings (n, d) of all held-out images."""
+    true, unit = judge.test["embedding"], F.normalize(embeddings, dim=1)
+    return {
+        "cosine": cosine_similarity(unit, true),
+        "cosine_shuffled": cosine_similarity(unit, true.roll(1, 0)),
+        "probe_accuracy": linear_probe(train["embedding"], train["label"], unit, judge.test["label"]),
+    }
+
+
+@torch.no_grad()
+def score_embedding_regression(model: nn.Module, rows: Rows, judge: Judge, train: Batch) -> None:
+    pixels = to_pixels(judge.test["image"])
+
+    def perceived() -> dict[str, float]:
+        return embedding_scores(torch.cat([model(pixels[batch]) for batch, _ in batches(len(pixels))]), judge, train)
+
+    rows.add("image given", perceived)
 
 
 class Captions:

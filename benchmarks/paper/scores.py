@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from mmdiff_pipelines.evaluation import extract_features, frechet_distance, precision_recall
+from mmdiff_pipelines.training.precompute import weights_fingerprint
 
 from .data import SIZES, Batch, load_arrays
 
@@ -41,9 +44,17 @@ class Rows:
         if row in self.record["scores"]:
             return
         self.record["scores"][row] = {name: round(value, 5) for name, value in compute().items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.record, indent=2) + "\n")
+        text = json.dumps(self.record, indent=2) + "\n"
+        write_whole(self.path, lambda path: path.write_text(text))
         print(self.path.stem, row, self.record["scores"][row], flush=True)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that is there complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
 
 
 @dataclass
@@ -76,13 +87,17 @@ class Judge:
         """(n, D) of images (n, C, H, W) in [0, 1]."""
         return extract_features(self.network, images)
 
+    @cached_property
+    def network_digest(self) -> str:
+        return weights_fingerprint(self.network)[:16]
+
     def real_features(self, split: str, images: torch.Tensor) -> torch.Tensor:
-        """Those of real images; kept on disk under a name made of what they show."""
+        """Those of real images; kept on disk under a name made of what they show, and of who looks."""
         digest = hashlib.sha256(images.contiguous().numpy()).hexdigest()[:16]
-        path = self.cache / f"{self.data}-{split}-{digest}.pt"
+        path = self.cache / f"{self.data}-{split}-{digest}-{self.network_digest}.pt"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(self.features(images), path)
+            features = self.features(images)
+            write_whole(path, lambda path: torch.save(features, path))
         return torch.load(path, weights_only=True)
 
     def quality(self, features: torch.Tensor) -> dict[str, float]:

@@ -27,9 +27,9 @@ QUICK_STEPS, QUICK_BATCH = 2, 8
 
 
 def folder_of(name: str, seed: int, args: argparse.Namespace) -> Path:
-    """Where an arm's weights are: a checkpoint of ours, or a run."""
+    """Where an arm's weights are: a run, or for seed 0 a checkpoint of ours."""
     card = card_of(name)
-    return card if args.cards and card.is_dir() else args.runs / f"{name}-{seed}"
+    return card if seed == 0 and args.cards and card.is_dir() else args.runs / f"{name}-{seed}"
 
 
 def card_of(name: str) -> Path:

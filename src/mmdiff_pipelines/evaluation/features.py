@@ -67,6 +67,7 @@ class TransformersFeatures(nn.Module):
         from ..training.embeddings import FrozenEncoder
 
         self.encoder = FrozenEncoder(source, images=True)
+        self.model = self.encoder.model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.encoder([tensor_to_image(image) for image in as_rgb(images)]))

@@ -72,7 +72,7 @@ class LearnedSimilarity(nn.Module):
             torchvision's are downloaded if None.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such file, or none can be downloaded.
         ValueError: if weights are missing in it.
     """
 
@@ -82,7 +82,10 @@ class LearnedSimilarity(nn.Module):
 
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"there are no AlexNet weights at {weights}.")
-        self.network = lpips.LPIPS(net="alex", pretrained=True, pnet_rand=weights is not None, verbose=False)
+        try:
+            self.network = lpips.LPIPS(net="alex", pretrained=True, pnet_rand=weights is not None, verbose=False)
+        except OSError as error:
+            raise FileNotFoundError(f"AlexNet's weights could not be downloaded ({error}); give a file.") from error
         if weights is not None:
             self._load_backbone(Path(weights))
         self.eval().requires_grad_(False)
