@@ -192,6 +192,16 @@ def test_masked_images_are_read_from_pairs():
     assert restored[..., :5].min() == 1 and restored[..., 5:].abs().max() == 0
 
 
+@pytest.mark.parametrize(("dim", "channels"), [(1, 1), (20, 2), (384, 6)])
+def test_a_vector_conditions_by_a_code_of_norm_1(dim, channels):
+    vector = build("vector", dim=dim, norm=3.0, channels=channels)
+    seen = []
+    vector.condition_proj.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    inputs = F.normalize(torch.randn(512, dim), dim=1) * 3
+    vector.condition(vector.encode(inputs))
+    assert seen[0].norm(dim=1).square().mean().sqrt().item() == pytest.approx(1, rel=0.1)
+
+
 def test_tensors_of_any_dtype_are_read():
     """As an encoder in bfloat16 puts them out."""
     vector = torch.randn(20, requires_grad=True).bfloat16()

@@ -35,7 +35,9 @@ class VectorModality(Modality):
         return resize_map(cells.unflatten(1, (self.channels, self.grid, self.grid)), self.geometry)
 
     def condition(self, encoding: torch.Tensor) -> torch.Tensor:
-        return self.condition_proj(F.adaptive_avg_pool2d(encoding, self.grid).flatten(1))
+        cells = F.adaptive_avg_pool2d(encoding, self.grid).flatten(1)
+        # of norm 1: Adam's steps for hundreds of inputs add up, and would drown the time embedding
+        return self.condition_proj(cells / math.sqrt(cells.shape[1]))
 
     def loss(self, prediction: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return (prediction.float() - inputs).square().sum(1) / self.norm**2
