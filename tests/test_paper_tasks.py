@@ -130,7 +130,7 @@ def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options
     evaluation = benchmark.cards.evaluation(name, data, runs_of(options) / "results")
     lines = [line.name for line in benchmark.cards.LINES[name] if "20 steps" not in line.how]
     assert [metric["name"] for metric in evaluation["metrics"]] == lines  # two steps have no rows of 20
-    assert evaluation["method"].startswith("Seed 0; 8 samples a row")
+    assert evaluation["method"].startswith("Seed 0; 8 generated samples a row")
     card = Path(shutil.copytree(runs_of(options) / f"{name}-0", tmp_path / name))
     benchmark.cards.write(card, data, runs_of(options) / "results")
     assert "license: apache-2.0" in (card / "README.md").read_text() and (card / "samples/samples.png").exists()
