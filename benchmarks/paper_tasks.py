@@ -148,7 +148,8 @@ class Benchmark:
         if task == "segmentation":
             settings["judge"] = training.weights_digest(self.arms[SCENE_JUDGE], self.scene_judge_folder())
         if name == "fashion-mnist-caption":
-            settings["text_encoder"] = weights_fingerprint(self.text_encoder().model)[:16]
+            encoder = self.text_encoder()
+            settings["text_encoder"] = weights_fingerprint(encoder.model, without=encoder.random)[:16]
         path = self.args.results / task / f"{name}-{seed}.json"
         rows = Rows(path, training.training_record(folder), settings)
         model = training.load_arm(arm, folder)
