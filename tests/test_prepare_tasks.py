@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 
 from mmdiff_pipelines.evaluation import EfficientNetLite0, Projection, extract_features
 
@@ -136,6 +136,14 @@ def test_wrong_arrays_of_cifar10_are_named(cifar10, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         cifar10.main(["--npz", str(tmp_path / "data.npz"), "--output_dir", str(tmp_path / "data")])
     assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
+
+
+def test_a_dataset_of_the_hub_without_the_columns_is_named(cifar10, tmp_path, monkeypatch):
+    rows = Dataset.from_dict({"picture": [0], "label": [1]})
+    monkeypatch.setattr(cifar10, "load_dataset", lambda name, split: rows)
+    with pytest.raises(ValueError, match="--dataset_name other/data: no .'img'.; it has picture, label"):
+        cifar10.main(["--dataset_name", "other/data", "--output_dir", str(tmp_path / "data")])
+    assert not (tmp_path / "data").exists()
 
 
 def test_wrong_masks_of_camvid_are_named(camvid, tmp_path):

@@ -55,7 +55,15 @@ def rows_from_npz(path: Path, split: str) -> Iterator[dict]:
 
 
 def rows_from_hub(dataset_name: str, split: str) -> Iterator[dict]:
-    for row in load_dataset(dataset_name, split=split):
+    """Rows of a split.
+
+    Raises:
+        ValueError: if there are no columns img and label.
+    """
+    rows = load_dataset(dataset_name, split=split)
+    if missing := {"img", "label"} - set(rows.features):
+        raise ValueError(f"--dataset_name {dataset_name}: no {sorted(missing)}; it has {', '.join(rows.features)}.")
+    for row in rows:
         yield {"image": row["img"], "label": row["label"]}
 
 
