@@ -144,8 +144,13 @@ def test_the_rows_beside_ours_on_cards_are_those_that_arms_have(benchmark, optio
     for arm, how, score in places:
         if arm in scores and "20 steps" not in how:
             assert score in scores[arm][how]
-    joint = {"cifar10-label-9000", "cifar10-label-heads", "cifar10-embedding", "fashion-mnist-caption"}
+    joint = {"cifar10-label-heads", "cifar10-embedding", "fashion-mnist-caption"}
     assert {arm for arm, *_ in places} - scores.keys() == joint
+
+
+def test_fewer_rows_than_a_batch_are_refused(benchmark):
+    with pytest.raises(ValueError, match="`batch_size` is 8; accepted: at most 7"):
+        next(sys.modules["baselines"].batch_indices(7, batch_size=8, seed=0))
 
 
 def test_rows_of_other_weights_are_not_mixed(benchmark, options):

@@ -87,7 +87,13 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 def batch_indices(num_rows: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """The data order of the training entry: a permutation an epoch, seeded by seed + epoch; incomplete batches drop."""
+    """The data order of the training entry: a permutation an epoch, seeded by seed + epoch; incomplete batches drop.
+
+    Raises:
+        ValueError: if there is no complete batch.
+    """
+    if num_rows < batch_size:
+        raise ValueError(f"`batch_size` is {batch_size}; accepted: at most {num_rows}, the rows that there are.")
     epoch = 0
     while True:
         order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed + epoch))
