@@ -1,8 +1,7 @@
 """The arms: joint models, trained by the launch lines of the examples, and the baselines that they are held against.
 
 All arms on one dataset have the same trunk, steps, batches, order of data, optimiser and averaging. The CIFAR-10 arms
-take 9,000 steps of batch 32, those on CamVid 6,000 of batch 16: about 20 minutes on one core that has bfloat16. But for
-`cifar10-label`, which takes three times as many; `cifar10-label-9000` is the same model of equal steps.
+take 9,000 steps of batch 32, those on CamVid 6,000 of batch 16: about 20 minutes on one core that has bfloat16.
 """
 
 from collections.abc import Callable, Mapping
@@ -178,18 +177,12 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
         "mask_conditioned": Baseline(lambda: UNet2DModel(**TRUNK | {"in_channels": 7}), mask_conditioned_loss),
         "ddpm": Baseline(lambda: UNet2DModel(**TRUNK), ddpm_loss),
         # 2. image and label
-        "cifar10-label": Joint("image_and_label", "cifar10"),  # the steps of the three models that it replaces
-        "cifar10-label-9000": Joint(  # those of one of them
-            "image_and_label", "cifar10", variant_of="cifar10-label", options={"--max_train_steps": "9000"}
-        ),
+        "cifar10-label": Joint("image_and_label", "cifar10"),
         "cifar10-label-heads": Joint(  # the control: the label is recovered, and never in z
             "image_and_label",
             "cifar10",
             variant_of="cifar10-label",
-            options={
-                "--max_train_steps": "9000",
-                "--modality": "label:categorical:space=shared,aggregation=none",
-            },
+            options={"--modality": "label:categorical:space=shared,aggregation=none"},
         ),
         "class_conditional": Baseline(
             lambda: UNet2DModel(**TRUNK, num_class_embeds=NUM_CLASSES + 1), class_conditional_loss
@@ -223,7 +216,6 @@ TASKS = {
     ],
     "label": [
         "cifar10-label",
-        "cifar10-label-9000",
         "cifar10-label-heads",
         "ddpm",
         "class_conditional",

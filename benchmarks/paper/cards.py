@@ -20,8 +20,7 @@ METHODS = {  # what is to be said besides
     "cifar10-masked": "Reconstructions are of the first 500 held-out images, in as many calls as the line says; in one by "
     "regressions, and by 50 ancestral steps and their jumps by RePaint. This model and the mask-conditioned one predict v, "
     "the plain DDPM predicts the noise.",
-    "cifar10-label": "This model has three times the steps of a baseline, those of the three together; cifar10-label-9000 is "
-    "the same model of equal steps. Generated images are read by a logistic regression on the features.",
+    "cifar10-label": "Generated images are read by a logistic regression on the features.",
     "camvid-segmentation": "Masks of generated images are read by segmenter_judge, a wider U-Net.",
     "cifar10-embedding": "The features are those whose embeddings this model learns, which the plain DDPM has not seen.",
     "fashion-mnist-caption": "The caption of an image is of its class, read by that classifier, and of its tone, which goes "
@@ -118,18 +117,18 @@ def masked_lines() -> list[Line]:
 
 
 DRAWN, GIVEN = "joint, draw first, guidance 1.5", "label given, guidance 2"
-EQUAL, HEADS = "cifar10-label-9000", "cifar10-label-heads"
+HEADS = "cifar10-label-heads"
 LINES: dict[str, list[Line]] = {
     "cifar10-masked": masked_lines(),
     "cifar10-label": [
-        line("Fréchet distance of pairs", "joint, draw first, guidance 1", "fd", "class_conditional", EQUAL, HEADS, ddpm="generation"),
-        line("Label agreement of pairs", "joint, draw first, guidance 1", "label_agreement", "class_conditional", EQUAL, HEADS),
-        line("Fréchet distance of pairs, guidance 1.5", DRAWN, "fd", "class_conditional", EQUAL, HEADS),
-        line("Label agreement of pairs, guidance 1.5", DRAWN, "label_agreement", "class_conditional", EQUAL, HEADS),
-        line("Fréchet distance given a label, guidance 2", GIVEN, "fd", "class_conditional", EQUAL, HEADS),
-        line("Accuracy given a label, guidance 2", GIVEN, "label_accuracy", "class_conditional", EQUAL, HEADS),
-        line("Label accuracy given an image", "image given", "label_accuracy", "classifier", EQUAL, HEADS),
-        line("Calibration error of that label", "image given", "calibration_error", "classifier", EQUAL, HEADS),
+        line("Fréchet distance of pairs", "joint, draw first, guidance 1", "fd", "class_conditional", HEADS, ddpm="generation"),
+        line("Label agreement of pairs", "joint, draw first, guidance 1", "label_agreement", "class_conditional", HEADS),
+        line("Fréchet distance of pairs, guidance 1.5", DRAWN, "fd", "class_conditional", HEADS),
+        line("Label agreement of pairs, guidance 1.5", DRAWN, "label_agreement", "class_conditional", HEADS),
+        line("Fréchet distance given a label, guidance 2", GIVEN, "fd", "class_conditional", HEADS),
+        line("Accuracy given a label, guidance 2", GIVEN, "label_accuracy", "class_conditional", HEADS),
+        line("Label accuracy given an image", "image given", "label_accuracy", "classifier", HEADS),
+        line("Calibration error of that label", "image given", "calibration_error", "classifier", HEADS),
     ],
     "camvid-segmentation": [
         line("mIoU given an image", "image given", "miou", "segmenter"),
