@@ -148,6 +148,28 @@ def test_the_rows_beside_ours_on_cards_are_those_that_arms_have(benchmark, optio
     assert {arm for arm, *_ in places} - scores.keys() == joint
 
 
+def test_the_gradient_of_a_task_is_as_heavy_as_its_weight(benchmark, options, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import task_weights
+
+    train_joint(benchmark, options, "camvid-segmentation")
+    heavy = Path(shutil.copytree(runs_of(options) / "camvid-segmentation-0", tmp_path / "heavy"))
+    training = (heavy / "training.json").read_text()
+    assert "mask=0.01" in training
+    (heavy / "training.json").write_text(training.replace("mask=0.01", "mask=0.1"))
+    folders = [str(runs_of(options) / "camvid-segmentation-0"), str(heavy)]
+    data_dir = Path(options[options.index("--data_dir") + 1]) / "camvid"
+    task_weights.main([*folders, "--data_dir", str(data_dir), "--num_images", "3"])
+    light, heavy = (
+        [cell.strip() for cell in line.split("|")[2:-1]] for line in capsys.readouterr().out.splitlines()[2:]
+    )
+    assert (light[0], heavy[0]) == ("0.01", "0.1") and light[2:] == heavy[2:]
+    assert float(heavy[1]) == pytest.approx(10 * float(light[1]), rel=0.2)
+    with pytest.raises(SystemExit):
+        task_weights.main([str(tmp_path), "--data_dir", str(data_dir)])
+    assert "no training.json" in capsys.readouterr().err
+
+
 def test_fewer_rows_than_a_batch_are_refused(benchmark):
     with pytest.raises(ValueError, match="`batch_size` is 8; accepted: at most 7"):
         next(sys.modules["baselines"].batch_indices(7, batch_size=8, seed=0))

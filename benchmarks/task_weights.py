@@ -1,0 +1,157 @@
+"""How heavy is the loss of a modality beside that of the image, and what does its weight do?
+
+    python benchmarks/task_weights.py runs/label_0.1 runs/label_0.01 --data_dir data/cifar10 --ddpm runs/paper/ddpm-0
+
+prints a row for each run of `examples/train_multimodal.py` with one modality, a label, mask or embedding:
+
+- gradient: norm of that of the weighted loss of the modality in the trunk, divided by that of the image's; RMS over
+  batches of the training data, in the run's own settings;
+- t = 5, 50, ...: squared error of the image's target on held-out images, the modality absent;
+- read: the loss of the modality when the image is given, on the same images.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+
+
+sys.path.insert(0, str(Path(__file__).parent / "fashion_mnist"))
+
+from paper.arms import make_arms
+from paper.data import SIZES, Batch, load_arrays, load_training_arrays, to_pixels
+from paper.training import load_arm
+
+from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline, Presence, multitask_loss
+from mmdiff_pipelines.training.arguments import parse_args as parse_training_args
+from mmdiff_pipelines.training.states import assign_states, draw_step
+
+
+TIMESTEPS = (5, 50, 200, 400, 600)
+NUM_IMAGES, BATCHES = 1000, 24
+
+
+def settings_of(run: Path) -> argparse.Namespace:
+    """The options that a run was trained with."""
+    words = shlex.split(json.loads((run / "training.json").read_text())["command"])
+    script = next(place for place, word in enumerate(words) if word.endswith("train_multimodal.py"))
+    return parse_training_args(words[script + 1 :])
+
+
+def gradient_ratio(
+    pipe: MultimodalMultitaskPipeline, name: str, weight: float, settings: argparse.Namespace, data: Batch
+) -> float:
+    """Norm of the gradient of a modality's weighted loss in the trunk, in that of the image's; RMS over batches."""
+    unet, generator = pipe.unet.requires_grad_(True), torch.Generator().manual_seed(0)
+    scheduler = MultimodalDDPMScheduler.from_config(pipe.scheduler.config)
+    trunk = [parameter for key, parameter in unet.named_parameters() if not key.startswith("modality_modules")]
+    squares = {"image": 0.0, name: 0.0}
+    size, shape = settings.train_batch_size, (unet.total_channels, *data["image"].shape[2:])
+    for _ in range(BATCHES):
+        rows = torch.randint(len(data["image"]), (size,), generator=generator)
+        draws = draw_step(generator, size, shape, scheduler.config.num_train_timesteps, 1)
+        present = torch.ones(size, dtype=torch.bool)
+        states = assign_states(draws, {name: present}, {name: True}, settings.perception_share, settings.state_shares)
+        inputs = {"image": to_pixels(data["image"][rows]), name: data[name][rows]}
+        terms = multitask_loss(unet, scheduler, inputs, draws.timesteps, draws.noise, states).terms
+        for task, scale in {"image": 1.0, name: weight}.items():
+            gradients = torch.autograd.grad(
+                scale * terms[task].mean(), trunk, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            squares[task] += sum(gradient.square().sum().item() for gradient in gradients)
+    return (squares[name] / squares["image"]) ** 0.5
+
+
+@torch.no_grad()
+def held_out_losses(pipe: MultimodalMultitaskPipeline, name: str, data: Batch) -> list[float]:
+    """The image's at each of TIMESTEPS with the modality absent, then the modality's with the image given."""
+    scheduler = MultimodalDDPMScheduler.from_config(pipe.scheduler.config)
+    inputs = {"image": to_pixels(data["image"]), name: data[name]}
+
+    def loss(task: str, timestep: int, image: Presence, modality: Presence) -> float:
+        noise = noise_at(timestep, len(data["image"]), (pipe.unet.total_channels, *data["image"].shape[2:]))
+        timesteps = torch.full((len(noise),), timestep)
+        states = {"image": torch.full_like(timesteps, int(image)), name: torch.full_like(timesteps, int(modality))}
+        return multitask_loss(pipe.unet, scheduler, inputs, timesteps, noise, states).terms[task].mean().item()
+
+    images = [loss("image", t, Presence.JOINT, Presence.ABSENT) for t in TIMESTEPS]
+    return [*images, loss(name, 0, Presence.GIVEN, Presence.QUERIED)]
+
+
+@torch.no_grad()
+def ddpm_losses(model: torch.nn.Module, data: Batch) -> list[float]:
+    """Of a plain DDPM that predicts the noise, at each of TIMESTEPS."""
+    images, losses = to_pixels(data["image"]), []
+    for timestep in TIMESTEPS:
+        noise = noise_at(timestep, *images.shape[:1], images.shape[1:])
+        timesteps = torch.full((len(images),), timestep)
+        noisy = DDPMScheduler().add_noise(images, noise, timesteps)
+        losses.append((model(noisy, timesteps).sample - noise).square().mean().item())
+    return losses
+
+
+def noise_at(timestep: int, num_images: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(num_images, *shape, generator=torch.Generator().manual_seed(timestep))
+
+
+def held_out(folder: Path, num_images: int) -> Batch:
+    split = "val" if folder.name == "camvid" else "test"
+    data = load_arrays(folder, split, SIZES[folder.name])
+    rows = torch.randperm(len(data["image"]), generator=torch.Generator().manual_seed(0))[:num_images]
+    return {name: values[rows] for name, values in data.items()}
+
+
+def modality_of(pipe: MultimodalMultitaskPipeline, data: Batch, run: Path) -> str:
+    """The name of the only modality.
+
+    Raises:
+        ValueError: if there are several, or the data lack it.
+    """
+    names = list(pipe.unet.modality_modules)
+    if len(names) != 1 or names[0] not in data:
+        raise ValueError(f"{run} has the modalities {names}; accepted: one of those in the data, {sorted(data)}.")
+    return names[0]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="output folders of examples/train_multimodal.py")
+    parser.add_argument("--data_dir", type=Path, required=True, help="prepared data: a folder cifar10 or camvid")
+    parser.add_argument("--ddpm", type=Path, help="a run of the plain DDPM of benchmarks/paper_tasks.py, on CIFAR-10")
+    parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="held-out images to score (default: 1000)")
+    args = parser.parse_args(argv)
+    if args.data_dir.name not in SIZES:
+        parser.error(f"--data_dir {args.data_dir}: accepted: a folder called {' or '.join(SIZES)}")
+    if missing := [run for run in args.runs if not (run / "training.json").is_file()]:
+        parser.error(f"{missing[0]} has no training.json: it is no run that has ended")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    train = load_training_arrays(args.data_dir.parent, args.data_dir.name)
+    test = held_out(args.data_dir, args.num_images)
+    height, width = SIZES[args.data_dir.name]
+    train = {name: values[..., :height, :width] if values.ndim > 2 else values for name, values in train.items()}
+    print("| run | weight | gradient |", *(f"t = {t} |" for t in TIMESTEPS), "read |")
+    print("|---" * (len(TIMESTEPS) + 4) + "|")
+    for run in args.runs:
+        pipe, settings = MultimodalMultitaskPipeline.from_pretrained(run), settings_of(run)
+        name = modality_of(pipe, test, run)
+        learned = settings.task_weights == "uncertainty"
+        weight = float("nan") if learned else settings.task_weights.get(name, 1.0)
+        losses = held_out_losses(pipe, name, test)
+        ratio = gradient_ratio(pipe, name, weight, settings, train)
+        shown = ["learned", "-"] if learned else [f"{weight:g}", f"{ratio:.2f}"]
+        print("|", run.name, "|", *(f"{value} |" for value in [*shown, *(f"{loss:.4f}" for loss in losses)]))
+    if args.ddpm is not None:
+        losses = ddpm_losses(load_arm(make_arms()["ddpm"], args.ddpm), test)
+        print("|", args.ddpm.name, "| | |", *(f"{loss:.4f} |" for loss in losses), "|")
+
+
+if __name__ == "__main__":
+    main()
