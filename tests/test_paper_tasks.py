@@ -155,15 +155,15 @@ def test_the_gradient_of_a_task_is_as_heavy_as_its_weight(benchmark, options, tm
     train_joint(benchmark, options, "camvid-segmentation")
     heavy = Path(shutil.copytree(runs_of(options) / "camvid-segmentation-0", tmp_path / "heavy"))
     training = (heavy / "training.json").read_text()
-    assert "mask=0.01" in training
-    (heavy / "training.json").write_text(training.replace("mask=0.01", "mask=0.1"))
+    assert "mask=0.03" in training
+    (heavy / "training.json").write_text(training.replace("mask=0.03", "mask=0.3"))
     folders = [str(runs_of(options) / "camvid-segmentation-0"), str(heavy)]
     data_dir = Path(options[options.index("--data_dir") + 1]) / "camvid"
     task_weights.main([*folders, "--data_dir", str(data_dir), "--num_images", "3"])
     light, heavy = (
         [cell.strip() for cell in line.split("|")[2:-1]] for line in capsys.readouterr().out.splitlines()[2:]
     )
-    assert (light[0], heavy[0]) == ("0.01", "0.1") and light[2:] == heavy[2:]
+    assert (light[0], heavy[0]) == ("0.03", "0.3") and light[2:] == heavy[2:]
     assert float(heavy[1]) == pytest.approx(10 * float(light[1]), rel=0.2)
     with pytest.raises(SystemExit):
         task_weights.main([str(tmp_path), "--data_dir", str(data_dir)])
