@@ -87,7 +87,7 @@ def ddpm_losses(model: torch.nn.Module, data: Batch) -> list[float]:
     """Of a plain DDPM that predicts the noise, at each of TIMESTEPS."""
     images, losses = to_pixels(data["image"]), []
     for timestep in TIMESTEPS:
-        noise = noise_at(timestep, *images.shape[:1], images.shape[1:])
+        noise = noise_at(timestep, len(images), images.shape[1:])
         timesteps = torch.full((len(images),), timestep)
         noisy = DDPMScheduler().add_noise(images, noise, timesteps)
         losses.append((model(noisy, timesteps).sample - noise).square().mean().item())
