@@ -85,6 +85,23 @@ def test_encodings_are_ignored_where_nothing_is_given(unet):
         )
 
 
+def test_the_noisy_code_of_a_joint_modality_is_read_as_a_given_one_if_asked_for():
+    spec = {"type": "categorical", "num_classes": 4, "condition_on_noisy": True}
+    unet = build_unet({"label": spec}).eval()
+    torch.nn.init.zeros_(unet.presence_embedding["label"].weight)
+    encodings = unet.encode({"label": torch.tensor([1, 3])})
+    sample = torch.randn(2, unet.total_channels, 16, 16)
+    clean = unet.impose_given(sample, encodings, states_of(unet, 2, label=Presence.GIVEN))
+    with torch.no_grad():
+        given = unet(sample, 300, encodings=encodings, states=states_of(unet, 2, label=Presence.GIVEN))
+        assert torch.equal(unet(clean, 300).sample, given.sample)  # joint, without noise
+        unet.modality_modules["label"].condition_on_noisy = False
+        assert not torch.allclose(unet(clean, 300).sample, given.sample)
+        unread = unet(sample, 300, states=states_of(unet, 2, label=Presence.QUERIED))
+        unet.modality_modules["label"].condition_on_noisy = True
+        assert torch.equal(unet(sample, 300, states=states_of(unet, 2, label=Presence.QUERIED)).sample, unread.sample)
+
+
 def test_states_are_read_row_by_row(unet):
     with torch.no_grad():
         sample, encodings = torch.randn(4, unet.total_channels, 16, 16), unet.encode(build_inputs(unet, 4))
@@ -198,6 +215,10 @@ def test_loading_reports_missing_and_corrupt_weights(unet, tmp_path):
         ({"my label": {"type": "image"}}, "'my label'"),
         ({"label": {"type": "categorical", "num_clases": 3}}, "'label'.*num_clases"),
         ({"label": {"type": "categorical", "num_classes": 0}}, "'label'.*num_classes"),
+        (
+            {"label": {"type": "categorical", "num_classes": 2, "space": "shared", "condition_on_noisy": True}},
+            "condition_on_noisy.*shared",
+        ),
     ],
 )
 def test_wrong_modalities_are_named(modalities, message):

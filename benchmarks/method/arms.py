@@ -43,25 +43,8 @@ class NotToldWhatIsGiven(MultimodalUNet2DModel):
     def impose_given(self, sample, encodings, states):
         return sample
 
-    def _condition(self, hidden, embedding, encodings, states):
-        return super()._condition(hidden, embedding, {}, states)
-
-
-class PooledReading(MultimodalUNet2DModel):
-    """A joint modality in own channels is read by the path of what is given too: its noisy channels, pooled."""
-
-    def impose_given(self, sample, encodings, states):
-        self.seen = super().impose_given(sample, encodings, states)
-        return self.seen
-
-    def _condition(self, hidden, embedding, encodings, states):
-        hidden, embedding = super()._condition(hidden, embedding, encodings, states)
-        for name, modality in self.modality_modules.items():
-            joint = (states[name] == Presence.JOINT).view(-1, 1, 1, 1)
-            condition = modality.condition((self.seen[:, self.channel_slices[name]] * joint).to(hidden.dtype))
-            if condition is not None:
-                embedding = embedding + condition
-        return hidden, embedding
+    def _condition(self, hidden, embedding, sample, encodings, states):
+        return super()._condition(hidden, embedding, sample, {}, states)
 
 
 class HiddenAbsence(MultimodalUNet2DModel):
@@ -188,11 +171,10 @@ class Joint:
     def build(self) -> nn.Module:
         """The model with its objective."""
         cls = MultimodalUNet2DModel if self.given_path else NotToldWhatIsGiven
-        cls = PooledReading if self.pooled_reading else cls
         cls = HiddenAbsence if self.hide_absent else cls
         channels, grid = self.label_code
         label = {"type": "categorical", "num_classes": 10, "channels": channels, "grid": grid}
-        label |= {"space": self.space, "learn_encoder": self.learn_encoder}
+        label |= {"space": self.space, "learn_encoder": self.learn_encoder, "condition_on_noisy": self.pooled_reading}
         mask = {"type": "segmentation", "num_classes": 2, "space": self.space}
         unet = cls(**TRUNK, modalities={"label": label, "mask": mask})
         if self.random_init:

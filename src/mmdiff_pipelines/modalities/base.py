@@ -57,6 +57,8 @@ class Modality(nn.Module):
         input_shape: the shape of one input tensor, without the batch axis.
         space: "own" (channels reserved for it, on which z_0 is zero) or "shared" (the anchor's channels).
         channels: how many channels it reserves; of no meaning in shared space.
+        condition_on_noisy: whether `condition` reads the noisy channels of a joint modality too, and not only what is
+            given. For own channels of a modality that has a `condition`.
 
     A subclass sets `self.head` (or overrides `predict`) and implements `encode` and `loss`; the rest has defaults.
     """
@@ -68,16 +70,29 @@ class Modality(nn.Module):
     constrains_anchor = False  # a given input fixes parts of z_0 itself: see `impose_on_anchor`
     input_dtype = torch.float32
 
-    def __init__(self, geometry: Geometry, input_shape: Sequence[int], space: str = "own", channels: int = 1):
+    def __init__(
+        self,
+        geometry: Geometry,
+        input_shape: Sequence[int],
+        space: str = "own",
+        channels: int = 1,
+        condition_on_noisy: bool = False,
+    ):
         super().__init__()
         if space not in ("own", "shared"):
             raise ValueError(f"`space` is {space!r}; accepted: 'own', 'shared'.")
         if channels < 1:
             raise ValueError(f"`channels` is {channels}; a modality in its own space needs at least 1.")
+        if condition_on_noisy and space != "own":
+            raise ValueError(
+                "`condition_on_noisy` is True; in shared space, where it is not accepted, z has no channels "
+                "of the modality to read."
+            )
         self.geometry = geometry
         self.input_shape = tuple(input_shape)
         self.space = space
         self.channels = geometry.anchor_channels if space == "shared" else channels
+        self.condition_on_noisy = condition_on_noisy
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """E_i: (B, *input_shape) -> (B, channels, H, W), of unit RMS by a constant of the encoder."""
@@ -101,7 +116,10 @@ class Modality(nn.Module):
         return self.encode(prediction)
 
     def condition(self, encoding: torch.Tensor) -> torch.Tensor | None:
-        """A given encoding (B, channels, H, W) -> what it adds to the time embedding, (B, embedding_dim), or None."""
+        """An encoding (B, channels, H, W) -> what it adds to the time embedding, (B, embedding_dim), or None.
+
+        Zeros, the encoding of what is not told, must add nothing.
+        """
         return None
 
     def impose_on_anchor(self, z_0: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

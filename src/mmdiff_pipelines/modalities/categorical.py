@@ -14,7 +14,7 @@ class CategoricalModality(Modality):
     """One of K classes. E_i paints one of K orthogonal coarse patterns; D_i gives logits.
 
     Args:
-        geometry, space, channels: see [`Modality`].
+        geometry, space, channels, condition_on_noisy: see [`Modality`].
         num_classes: K >= 2.
         class_names: K names that users may write for the indices, optional.
         grid: side of the coarse patterns, in cells; with `channels * grid**2 >= K` they are exactly orthogonal.
@@ -33,8 +33,9 @@ class CategoricalModality(Modality):
         channels: int = 1,
         grid: int = 4,
         learn_encoder: bool = False,
+        condition_on_noisy: bool = False,
     ):
-        super().__init__(geometry, (), space, channels)
+        super().__init__(geometry, (), space, channels, condition_on_noisy)
         if num_classes < 2:
             raise ValueError(f"`num_classes` is {num_classes}; accepted: 2 or more.")
         if grid < 1:

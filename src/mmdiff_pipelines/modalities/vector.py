@@ -13,13 +13,21 @@ class VectorModality(Modality):
     """A vector of D numbers. E_i is a fixed orthogonal map onto a coarse grid; D_i gives the mean of a Gaussian.
 
     Args:
-        geometry, space, channels: see [`Modality`].
+        geometry, space, channels, condition_on_noisy: see [`Modality`].
         dim: D.
         norm: typical L2 norm of the data (1 for normalised embeddings), a constant by which encodings get unit RMS.
     """
 
-    def __init__(self, geometry: Geometry, dim: int, norm: float = 1.0, space: str = "own", channels: int = 1):
-        super().__init__(geometry, (dim,), space, channels)
+    def __init__(
+        self,
+        geometry: Geometry,
+        dim: int,
+        norm: float = 1.0,
+        space: str = "own",
+        channels: int = 1,
+        condition_on_noisy: bool = False,
+    ):
+        super().__init__(geometry, (dim,), space, channels, condition_on_noisy)
         if dim < 1 or not norm > 0:
             raise ValueError(f"`dim` is {dim} and `norm` {norm}; accepted: a positive size and a positive norm.")
         self.dim, self.norm = dim, norm

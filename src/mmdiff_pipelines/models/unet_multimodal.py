@@ -279,20 +279,23 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
         self,
         hidden: torch.Tensor,
         embedding: torch.Tensor,
+        sample: torch.Tensor,
         encodings: Mapping[str, torch.Tensor],
         states: Mapping[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tell the network the state of every modality, and what is given."""
         for name, presence_embedding in self.presence_embedding.items():
-            state = states[name]
-            embedding = embedding + presence_embedding(state)
-            if name == ANCHOR or name not in encodings:
-                continue
-            given = (state == Presence.GIVEN.value).to(hidden.dtype)
-            encoding = encodings[name][:, self.channel_slices[name]].to(hidden.dtype) * given.view(-1, 1, 1, 1)
-            if name in self.conv_condition:
-                hidden = hidden + self.conv_condition[name](encoding)
-            condition = self.modality_modules[name].condition(encoding)
+            embedding = embedding + presence_embedding(states[name])
+        for name, modality in self.modality_modules.items():
+            channels, state = self.channel_slices[name], states[name].view(-1, 1, 1, 1)
+            told = 0
+            if name in encodings:
+                told = encodings[name][:, channels].to(hidden.dtype) * (state == Presence.GIVEN.value)
+                if name in self.conv_condition:
+                    hidden = hidden + self.conv_condition[name](told)
+            if modality.condition_on_noisy:
+                told = told + sample[:, channels].to(hidden.dtype) * (state == Presence.JOINT.value)
+            condition = modality.condition(told) if torch.is_tensor(told) else None
             if condition is not None:
                 embedding = embedding + condition
         return hidden, embedding
@@ -349,7 +352,7 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
         hidden = self.conv_in(anchor)
         if self.conv_reserved is not None:
             hidden = hidden + self.conv_reserved(reserved)
-        hidden, embedding = self._condition(hidden, embedding, encodings, states)
+        hidden, embedding = self._condition(hidden, embedding, sample, encodings, states)
 
         features, skip_sample = self._trunk(hidden, embedding, anchor)
         output = self.conv_out(features.map)
