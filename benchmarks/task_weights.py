@@ -1,12 +1,13 @@
-"""How heavy is the loss of a modality beside that of the image, and what does its weight do?
+"""How heavy is the loss of a modality beside that of the image, what does its weight do, and is a given value used?
 
     python benchmarks/task_weights.py runs/label_0.1 runs/label_0.01 --data_dir data/cifar10 --ddpm runs/paper/ddpm-0
 
-prints a row for each run of `examples/train_multimodal.py` with one modality, a label, mask or embedding:
+prints a row for each run of `examples/train_multimodal.py` with one modality, a label, mask, embedding or text:
 
 - gradient: norm of that of the weighted loss of the modality in the trunk, divided by that of the image's; RMS over
   batches of the training data, in the run's own settings;
 - t = 5, 50, ...: squared error of the image's target on held-out images, the modality absent;
+- given, wrong, joint: the same at t = 400, the modality given, that of another image given, and noised along;
 - read: the loss of the modality when the image is given, on the same images.
 """
 
@@ -16,7 +17,9 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets import load_from_disk
 from diffusers import DDPMScheduler
 
 
@@ -28,10 +31,13 @@ from paper.training import load_arm
 
 from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline, Presence, multitask_loss
 from mmdiff_pipelines.training.arguments import parse_args as parse_training_args
+from mmdiff_pipelines.training.embeddings import FrozenEncoder
+from mmdiff_pipelines.training.modality_options import ModalityOption
 from mmdiff_pipelines.training.states import assign_states, draw_step
 
 
 TIMESTEPS = (5, 50, 200, 400, 600)
+CONDITIONED_AT = 400
 NUM_IMAGES, BATCHES = 1000, 24
 
 
@@ -68,18 +74,25 @@ def gradient_ratio(
 
 @torch.no_grad()
 def held_out_losses(pipe: MultimodalMultitaskPipeline, name: str, data: Batch) -> list[float]:
-    """The image's at each of TIMESTEPS with the modality absent, then the modality's with the image given."""
+    """The image's at each of TIMESTEPS with the modality absent, then with it given, with that of the next image given
+    and with it joint at one of them; last the modality's with the image given.
+    """
     scheduler = MultimodalDDPMScheduler.from_config(pipe.scheduler.config)
-    inputs = {"image": to_pixels(data["image"]), name: data[name]}
+    pixels = to_pixels(data["image"])
 
-    def loss(task: str, timestep: int, image: Presence, modality: Presence) -> float:
+    def loss(task: str, timestep: int, image: Presence, modality: Presence, wrong: bool = False) -> float:
+        inputs = {"image": pixels, name: data[name].roll(1, 0) if wrong else data[name]}
         noise = noise_at(timestep, len(data["image"]), (pipe.unet.total_channels, *data["image"].shape[2:]))
         timesteps = torch.full((len(noise),), timestep)
         states = {"image": torch.full_like(timesteps, int(image)), name: torch.full_like(timesteps, int(modality))}
         return multitask_loss(pipe.unet, scheduler, inputs, timesteps, noise, states).terms[task].mean().item()
 
     images = [loss("image", t, Presence.JOINT, Presence.ABSENT) for t in TIMESTEPS]
-    return [*images, loss(name, 0, Presence.GIVEN, Presence.QUERIED)]
+    conditioned = [
+        loss("image", CONDITIONED_AT, Presence.JOINT, state, wrong)
+        for state, wrong in ((Presence.GIVEN, False), (Presence.GIVEN, True), (Presence.JOINT, False))
+    ]
+    return [*images, *conditioned, loss(name, 0, Presence.GIVEN, Presence.QUERIED)]
 
 
 @torch.no_grad()
@@ -98,29 +111,39 @@ def noise_at(timestep: int, num_images: int, shape: tuple[int, ...]) -> torch.Te
     return torch.randn(num_images, *shape, generator=torch.Generator().manual_seed(timestep))
 
 
-def held_out(folder: Path, num_images: int) -> Batch:
-    split = "val" if folder.name == "camvid" else "test"
-    data = load_arrays(folder, split, SIZES[folder.name])
-    rows = torch.randperm(len(data["image"]), generator=torch.Generator().manual_seed(0))[:num_images]
+def sample_rows(data: Batch, num_rows: int) -> Batch:
+    rows = torch.randperm(len(data["image"]), generator=torch.Generator().manual_seed(0))[:num_rows]
     return {name: values[rows] for name, values in data.items()}
 
 
-def modality_of(pipe: MultimodalMultitaskPipeline, data: Batch, run: Path) -> str:
-    """The name of the only modality.
+def add_texts(data: Batch, folder: Path, split: str, option: ModalityOption) -> Batch:
+    """`data` with the embeddings of a column of texts, of which few differ."""
+    texts, places = np.unique(load_from_disk(str(folder))[split][option.column], return_inverse=True)
+    embeddings = torch.from_numpy(FrozenEncoder(option.encoder, images=False)(list(texts)))
+    return data | {option.name: embeddings[torch.from_numpy(places)]}
+
+
+def modality_of(settings: argparse.Namespace, data: Batch, run: Path) -> ModalityOption:
+    """The only modality of a run.
 
     Raises:
         ValueError: if there are several, or the data lack it.
     """
-    names = list(pipe.unet.modality_modules)
-    if len(names) != 1 or names[0] not in data:
-        raise ValueError(f"{run} has the modalities {names}; accepted: one of those in the data, {sorted(data)}.")
-    return names[0]
+    options = settings.modalities
+    if len(options) != 1 or options[0].encoder is None and options[0].name not in data:
+        raise ValueError(
+            f"{run} has the modalities {[option.name for option in options]}; accepted: one of those in the data, "
+            f"{sorted(data)}, or an embedding of their texts."
+        )
+    return options[0]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of examples/train_multimodal.py")
-    parser.add_argument("--data_dir", type=Path, required=True, help="prepared data: a folder cifar10 or camvid")
+    parser.add_argument(
+        "--data_dir", type=Path, required=True, help="prepared data: a folder cifar10, camvid or fashion_mnist"
+    )
     parser.add_argument("--ddpm", type=Path, help="a run of the plain DDPM of benchmarks/paper_tasks.py, on CIFAR-10")
     parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="held-out images to score (default: 1000)")
     args = parser.parse_args(argv)
@@ -133,24 +156,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    train = load_training_arrays(args.data_dir.parent, args.data_dir.name)
-    test = held_out(args.data_dir, args.num_images)
     height, width = SIZES[args.data_dir.name]
+    held_out = "val" if args.data_dir.name == "camvid" else "test"
+    train = load_training_arrays(args.data_dir.parent, args.data_dir.name)
     train = {name: values[..., :height, :width] if values.ndim > 2 else values for name, values in train.items()}
-    print("| run | weight | gradient |", *(f"t = {t} |" for t in TIMESTEPS), "read |")
-    print("|---" * (len(TIMESTEPS) + 4) + "|")
+    data = {"train": train, held_out: load_arrays(args.data_dir, held_out, (height, width))}
+    print("| run | weight | gradient |", *(f"t = {t} |" for t in TIMESTEPS), "given | wrong | joint | read |")
+    print("|---" * (len(TIMESTEPS) + 7) + "|")
     for run in args.runs:
         pipe, settings = MultimodalMultitaskPipeline.from_pretrained(run), settings_of(run)
-        name = modality_of(pipe, test, run)
+        option = modality_of(settings, data[held_out], run)
+        name = option.name
+        if name not in data[held_out]:
+            data = {split: add_texts(arrays, args.data_dir, split, option) for split, arrays in data.items()}
+        test = sample_rows(data[held_out], args.num_images)
         learned = settings.task_weights == "uncertainty"
         weight = float("nan") if learned else settings.task_weights.get(name, 1.0)
         losses = held_out_losses(pipe, name, test)
-        ratio = gradient_ratio(pipe, name, weight, settings, train)
+        ratio = gradient_ratio(pipe, name, weight, settings, data["train"])
         shown = ["learned", "-"] if learned else [f"{weight:g}", f"{ratio:.2f}"]
         print("|", run.name, "|", *(f"{value} |" for value in [*shown, *(f"{loss:.4f}" for loss in losses)]))
     if args.ddpm is not None:
+        test = sample_rows(data[held_out], args.num_images)
         losses = ddpm_losses(load_arm(make_arms()["ddpm"], args.ddpm), test)
-        print("|", args.ddpm.name, "| | |", *(f"{loss:.4f} |" for loss in losses), "|")
+        print("|", args.ddpm.name, "| | |", *(f"{loss:.4f} |" for loss in losses), "| | | |")
 
 
 if __name__ == "__main__":
