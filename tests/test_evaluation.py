@@ -212,6 +212,15 @@ def test_a_linear_probe_reads_linear_classes():
         evaluation.linear_probe(embeddings, torch.zeros(200), embeddings, labels)
 
 
+def test_a_linear_probe_is_not_misled_by_a_constant_entry():
+    labels = torch.arange(200) % 2
+    embeddings = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) * 1e-3
+    embeddings[:, 0] += labels
+    embeddings[:, 3] = 1e-30 * torch.randn(200, generator=torch.Generator().manual_seed(1))
+    predicted = embeddings + torch.tensor([0, 0, 0, 1e-3])
+    assert evaluation.linear_probe(embeddings, labels, predicted, labels) == 1
+
+
 def test_a_projection_keeps_what_varies(tmp_path):
     generator = np.random.default_rng(0)
     directions = torch.tensor(generator.normal(size=(2, 10)), dtype=torch.float32)

@@ -85,16 +85,19 @@ def retrieval_accuracy(embeddings: torch.Tensor, references: torch.Tensor) -> fl
 def fit_linear_probe(embeddings: torch.Tensor, labels: torch.Tensor):
     """A logistic regression of scikit-learn on scaled embeddings (n, D), with `predict` and `score`.
 
+    Entries that are constant, up to 1e-6 of an embedding of norm 1, are left out: scaled, they would be all noise.
+
     Raises:
         ValueError: if there is one class only.
     """
+    from sklearn.feature_selection import VarianceThreshold
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if len(labels.unique()) < 2:
         raise ValueError("a linear probe needs examples of two classes or more.")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe = make_pipeline(VarianceThreshold(1e-12), StandardScaler(), LogisticRegression(max_iter=1000))
     return probe.fit(embeddings.numpy(), labels.numpy())
 
 
