@@ -170,6 +170,19 @@ def test_the_gradient_of_a_task_is_as_heavy_as_its_weight(benchmark, options, tm
     assert "no training.json" in capsys.readouterr().err
 
 
+def test_a_given_caption_is_compared_with_a_wrong_one(benchmark, options, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import task_weights
+
+    train_joint(benchmark, options, "fashion-mnist-caption")
+    run = runs_of(options) / "fashion-mnist-caption-0"
+    data_dir = Path(options[options.index("--data_dir") + 1])
+    task_weights.main([str(run), "--data_dir", str(data_dir / "fashion_mnist"), "--num_images", "4"])
+    header, _, row = ([c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines())
+    scores = dict(zip(header, row, strict=True))
+    assert all(float(scores[name]) > 0 for name in ("given", "wrong", "joint", "read"))
+
+
 def test_fewer_rows_than_a_batch_are_refused(benchmark):
     with pytest.raises(ValueError, match="`batch_size` is 8; accepted: at most 7"):
         next(sys.modules["baselines"].batch_indices(7, batch_size=8, seed=0))
