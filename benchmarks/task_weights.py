@@ -75,7 +75,7 @@ def gradient_ratio(
 @torch.no_grad()
 def held_out_losses(pipe: MultimodalMultitaskPipeline, name: str, data: Batch) -> list[float]:
     """The image's at each of TIMESTEPS with the modality absent, then with it given, with that of the next image given
-    and with it joint at one of them; last the modality's with the image given.
+    and with it joint at one of them; last the modality's with the image given. A few of the next images have the same.
     """
     scheduler = MultimodalDDPMScheduler.from_config(pipe.scheduler.config)
     pixels = to_pixels(data["image"])
@@ -116,26 +116,38 @@ def sample_rows(data: Batch, num_rows: int) -> Batch:
     return {name: values[rows] for name, values in data.items()}
 
 
-def add_texts(data: Batch, folder: Path, split: str, option: ModalityOption) -> Batch:
-    """`data` with the embeddings of a column of texts, of which few differ."""
-    texts, places = np.unique(load_from_disk(str(folder))[split][option.column], return_inverse=True)
-    embeddings = torch.from_numpy(FrozenEncoder(option.encoder, images=False)(list(texts)))
-    return data | {option.name: embeddings[torch.from_numpy(places)]}
+def read_modality(arrays: Batch, folder: Path, split: str, name: str, option: ModalityOption | None) -> torch.Tensor:
+    """The inputs of a modality: a column of the arrays, or embeddings of a column of texts, of which few differ.
 
-
-def modality_of(settings: argparse.Namespace, data: Batch, run: Path) -> ModalityOption:
-    """The only modality of a run.
+    Args:
+        option: as the run was told; None for one that was trained on from a pipeline.
 
     Raises:
-        ValueError: if there are several, or the data lack it.
+        ValueError: if the data lack it.
     """
-    options = settings.modalities
-    if len(options) != 1 or options[0].encoder is None and options[0].name not in data:
+    column = option.column if option is not None else name
+    rows = load_from_disk(str(folder))[split]
+    is_text = column in rows.features and getattr(rows.features[column], "dtype", None) == "string"
+    if option is not None and option.encoder is not None and is_text:
+        texts, places = np.unique(rows[column], return_inverse=True)
+        return torch.from_numpy(FrozenEncoder(option.encoder, images=False)(list(texts))[places])
+    if column not in arrays or column == "image":
         raise ValueError(
-            f"{run} has the modalities {[option.name for option in options]}; accepted: one of those in the data, "
-            f"{sorted(data)}, or an embedding of their texts."
+            f"{folder} has {sorted(rows.features)}; accepted for {name!r}: a label, mask, embedding or texts."
         )
-    return options[0]
+    return arrays[column]
+
+
+def modality_of(pipe: MultimodalMultitaskPipeline, run: Path) -> str:
+    """The name of the only modality.
+
+    Raises:
+        ValueError: if there are several, or none.
+    """
+    names = list(pipe.unet.modality_modules)
+    if len(names) != 1:
+        raise ValueError(f"{run} has the modalities {names}; accepted: runs with one.")
+    return names[0]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -144,7 +156,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data_dir", type=Path, required=True, help="prepared data: a folder cifar10, camvid or fashion_mnist"
     )
-    parser.add_argument("--ddpm", type=Path, help="a run of the plain DDPM of benchmarks/paper_tasks.py, on CIFAR-10")
+    parser.add_argument(
+        "--ddpm", type=Path, help="a run of the plain DDPM of benchmarks/paper_tasks.py, of these data"
+    )
     parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="held-out images to score (default: 1000)")
     args = parser.parse_args(argv)
     if args.data_dir.name not in SIZES:
@@ -165,21 +179,25 @@ def main(argv: list[str] | None = None) -> None:
     print("|---" * (len(TIMESTEPS) + 7) + "|")
     for run in args.runs:
         pipe, settings = MultimodalMultitaskPipeline.from_pretrained(run), settings_of(run)
-        option = modality_of(settings, data[held_out], run)
-        name = option.name
-        if name not in data[held_out]:
-            data = {split: add_texts(arrays, args.data_dir, split, option) for split, arrays in data.items()}
-        test = sample_rows(data[held_out], args.num_images)
+        name = modality_of(pipe, run)
+        option = next((option for option in settings.modalities if option.name == name), None)
+        train, test = (
+            {"image": arrays["image"], name: read_modality(arrays, args.data_dir, split, name, option)}
+            for split, arrays in data.items()
+        )
+        test = sample_rows(test, args.num_images)
         learned = settings.task_weights == "uncertainty"
         weight = float("nan") if learned else settings.task_weights.get(name, 1.0)
         losses = held_out_losses(pipe, name, test)
-        ratio = gradient_ratio(pipe, name, weight, settings, data["train"])
+        ratio = gradient_ratio(pipe, name, weight, settings, train)
         shown = ["learned", "-"] if learned else [f"{weight:g}", f"{ratio:.2f}"]
-        print("|", run.name, "|", *(f"{value} |" for value in [*shown, *(f"{loss:.4f}" for loss in losses)]))
+        print("|", run.name, "|", *(f"{value} |" for value in [*shown, *(f"{loss:.5f}" for loss in losses)]))
     if args.ddpm is not None:
         test = sample_rows(data[held_out], args.num_images)
-        losses = ddpm_losses(load_arm(make_arms()["ddpm"], args.ddpm), test)
-        print("|", args.ddpm.name, "| | |", *(f"{loss:.4f} |" for loss in losses), "| | | |")
+        losses = ddpm_losses(
+            load_arm(make_arms()["fashion_ddpm" if args.data_dir.name == "fashion_mnist" else "ddpm"], args.ddpm), test
+        )
+        print("|", args.ddpm.name, "| | |", *(f"{loss:.5f} |" for loss in losses), "| | | |")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ MODALITIES = {
     "mask": {"type": "segmentation", "num_classes": 2},
     "depth": {"type": "image", "space": "shared"},
     "hole": {"type": "masked_image"},
-    "caption": {"type": "vector", "dim": 12},
+    "caption": {"type": "vector", "dim": 12, "condition_on_noisy": True},
 }
 AGGREGATION = dict.fromkeys(MODALITIES, "decay") | {"depth": "bridge"}
 

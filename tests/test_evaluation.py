@@ -219,6 +219,9 @@ def test_a_linear_probe_is_not_misled_by_a_constant_entry():
     embeddings[:, 3] = 1e-30 * torch.randn(200, generator=torch.Generator().manual_seed(1))
     predicted = embeddings + torch.tensor([0, 0, 0, 1e-3])
     assert evaluation.linear_probe(embeddings, labels, predicted, labels) == 1
+    assert evaluation.linear_probe(embeddings * 1e-9, labels, predicted * 1e-9, labels) == 1
+    with pytest.raises(ValueError, match="embeddings that differ"):
+        evaluation.linear_probe(torch.ones(200, 4), labels, predicted, labels)
 
 
 def test_a_projection_keeps_what_varies(tmp_path):

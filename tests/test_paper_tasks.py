@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from .conftest import MODALITIES, build_pipeline
 from .test_embeddings import save_text_encoder, save_vision_encoder
 from .test_evaluation import alexnet
 from .test_prepare_fashion_mnist import IDX_DIR
@@ -174,13 +175,21 @@ def test_a_given_caption_is_compared_with_a_wrong_one(benchmark, options, capsys
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import task_weights
 
+    pipe = build_pipeline({"caption": MODALITIES["caption"]})
+    data = {"image": torch.randint(256, (6, 1, 16, 16), dtype=torch.uint8), "caption": torch.randn(6, 12)}
+    given, wrong, joint = task_weights.held_out_losses(pipe, "caption", data)[-4:-1]
+    assert len({given, wrong, joint}) == 3
+    given, wrong, _ = task_weights.held_out_losses(pipe, "caption", data | {"caption": torch.ones(6, 12)})[-4:-1]
+    assert given == wrong
+
     train_joint(benchmark, options, "fashion-mnist-caption")
     run = runs_of(options) / "fashion-mnist-caption-0"
     data_dir = Path(options[options.index("--data_dir") + 1])
     task_weights.main([str(run), "--data_dir", str(data_dir / "fashion_mnist"), "--num_images", "4"])
     header, _, row = ([c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines())
-    scores = dict(zip(header, row, strict=True))
-    assert all(float(scores[name]) > 0 for name in ("given", "wrong", "joint", "read"))
+    assert len(header) == len(row) and row[0] == run.name
+    with pytest.raises(ValueError, match="accepted for 'caption'"):
+        task_weights.main([str(run), "--data_dir", str(data_dir / "cifar10"), "--num_images", "4"])
 
 
 def test_fewer_rows_than_a_batch_are_refused(benchmark):

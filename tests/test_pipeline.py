@@ -355,3 +355,6 @@ def test_scheduler_and_model_must_fit():
         build_pipeline(scheduler=MultimodalDDPMScheduler(aggregation="decay"))
     with pytest.raises(ValueError, match="modality_weights.*'caption'"):
         build_pipeline(scheduler=MultimodalDDPMScheduler(modality_weights={"label": 1.0}))
+    noise_only = MultimodalDDPMScheduler(aggregation="none", modality_weights={"caption": 1.0})
+    with pytest.raises(ValueError, match="'none'.*'caption'.*condition_on_noisy"):
+        build_pipeline({"caption": MODALITIES["caption"]}, noise_only)

@@ -37,7 +37,10 @@ SCHEDULERS = [MultimodalDDPMScheduler, MultimodalDDIMScheduler, MultimodalDPMSol
 CLASSES = [MultimodalMultitaskPipeline, MultimodalUNet2DModel, *SCHEDULERS]
 REQUIREMENTS = {"torch", "numpy", "PIL", "diffusers", "huggingface_hub"} | set(sys.stdlib_module_names)
 OWN = {name: MODALITIES[name] for name in ("label", "mask", "hole", "caption")}
-SHARED = OWN | {name: OWN[name] | {"space": "shared"} for name in ("label", "mask", "caption")}
+SHARED = OWN | {
+    name: OWN[name] | {"space": "shared"} | ({"condition_on_noisy": False} if name == "caption" else {})
+    for name in ("label", "mask", "caption")
+}
 
 
 def sample_in_all_ways(pipeline):

@@ -219,6 +219,8 @@ def test_loading_reports_missing_and_corrupt_weights(unet, tmp_path):
             {"label": {"type": "categorical", "num_classes": 2, "space": "shared", "condition_on_noisy": True}},
             "condition_on_noisy.*shared",
         ),
+        ({"label": {"type": "categorical", "num_classes": 2, "condition_on_noisy": "no"}}, "'no'.*True, False"),
+        ({"depth": {"type": "image", "condition_on_noisy": True}}, "depth.*condition_on_noisy"),
     ],
 )
 def test_wrong_modalities_are_named(modalities, message):

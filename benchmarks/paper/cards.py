@@ -94,6 +94,7 @@ def line(name: str, how: str, score: str, *arms: str, note: str | None = None, *
 
 REGRESSIONS = ("reconstruction_mse", "reconstruction_lpips")
 ON_LPIPS = "reconstruction_lpips is trained on LPIPS itself"
+TOLD = "given those of held-out images; the plain DDPM is told nothing"
 
 
 def masked_lines() -> list[Line]:
@@ -151,6 +152,10 @@ LINES: dict[str, list[Line]] = {
             "embedding_regression": ("embedding_regression", "image given", "probe_accuracy"),
             "real embeddings": ("cifar10-embedding", "real pairs", "probe_accuracy"),
         }),
+        line("Fréchet distance given an embedding, guidance 2", "embedding given, guidance 2", "fd", ddpm="generation", note=TOLD),
+        Line("Cosine of a given embedding and its image, guidance 2", "embedding given, guidance 2", "cosine", {
+            "shuffled": ("cifar10-embedding", "embedding given, guidance 2", "cosine_shuffled"),
+        }),
         line("Retrieval of a given embedding, guidance 2", "embedding given, guidance 2", "retrieval"),
     ],
     "fashion-mnist-caption": [
@@ -166,7 +171,13 @@ LINES: dict[str, list[Line]] = {
         Line("Caption of a held-out image, of thirty", "image given", "retrieval", {
             "the classifier and the rule of tones": ("fashion-mnist-caption", "real pairs", "retrieval"),
         }),
-        line("A given caption kept, of thirty, guidance 2", "caption given, guidance 2", "retrieval"),
+        line("Fréchet distance given a caption, guidance 2", "caption given, guidance 2", "fd", fashion_ddpm="generation", note=TOLD),
+        Line("Class of a given caption kept, guidance 2", "caption given, guidance 2", "label_agreement", {
+            "the classifier on real images": ("fashion-mnist-caption", "real pairs", "label_agreement"),
+        }),
+        Line("A given caption kept, of thirty, guidance 2", "caption given, guidance 2", "retrieval", {
+            "the classifier and the rule of tones": ("fashion-mnist-caption", "real pairs", "retrieval"),
+        }),
     ],
 }  # fmt: skip
 

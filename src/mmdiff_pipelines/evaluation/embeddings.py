@@ -85,10 +85,10 @@ def retrieval_accuracy(embeddings: torch.Tensor, references: torch.Tensor) -> fl
 def fit_linear_probe(embeddings: torch.Tensor, labels: torch.Tensor):
     """A logistic regression of scikit-learn on scaled embeddings (n, D), with `predict` and `score`.
 
-    Entries that are constant, up to 1e-6 of an embedding of norm 1, are left out: scaled, they would be all noise.
+    Entries that are constant, up to 1e-6 of the norm, are left out: scaled, they would be all noise.
 
     Raises:
-        ValueError: if there is one class only.
+        ValueError: if there is one class only, or all embeddings are equal.
     """
     from sklearn.feature_selection import VarianceThreshold
     from sklearn.linear_model import LogisticRegression
@@ -97,7 +97,10 @@ def fit_linear_probe(embeddings: torch.Tensor, labels: torch.Tensor):
 
     if len(labels.unique()) < 2:
         raise ValueError("a linear probe needs examples of two classes or more.")
-    probe = make_pipeline(VarianceThreshold(1e-12), StandardScaler(), LogisticRegression(max_iter=1000))
+    threshold = 1e-12 * embeddings.square().sum(1).mean().item()
+    if not (embeddings.double().var(0, correction=0) > threshold).any():
+        raise ValueError("a linear probe needs embeddings that differ.")
+    probe = make_pipeline(VarianceThreshold(threshold), StandardScaler(), LogisticRegression(max_iter=1000))
     return probe.fit(embeddings.numpy(), labels.numpy())
 
 

@@ -58,7 +58,7 @@ class Modality(nn.Module):
         space: "own" (channels reserved for it, on which z_0 is zero) or "shared" (the anchor's channels).
         channels: how many channels it reserves; of no meaning in shared space.
         condition_on_noisy: whether `condition` reads the noisy channels of a joint modality too, and not only what is
-            given. For own channels of a modality that has a `condition`.
+            given; for own channels. Where the loss of the modality is light, nothing else does (docs/method.md).
 
     A subclass sets `self.head` (or overrides `predict`) and implements `encode` and `loss`; the rest has defaults.
     """
@@ -83,10 +83,12 @@ class Modality(nn.Module):
             raise ValueError(f"`space` is {space!r}; accepted: 'own', 'shared'.")
         if channels < 1:
             raise ValueError(f"`channels` is {channels}; a modality in its own space needs at least 1.")
-        if condition_on_noisy and space != "own":
+        if not isinstance(condition_on_noisy, bool):
+            raise ValueError(f"`condition_on_noisy` is {condition_on_noisy!r}; accepted: True, False.")
+        if condition_on_noisy and (space != "own" or not self.joint or type(self).condition is Modality.condition):
             raise ValueError(
-                "`condition_on_noisy` is True; in shared space, where it is not accepted, z has no channels "
-                "of the modality to read."
+                f"`condition_on_noisy` is True and `space` {space!r}; accepted: with 'own', for a modality that can be "
+                "joint and has a `condition`."
             )
         self.geometry = geometry
         self.input_shape = tuple(input_shape)
@@ -116,10 +118,7 @@ class Modality(nn.Module):
         return self.encode(prediction)
 
     def condition(self, encoding: torch.Tensor) -> torch.Tensor | None:
-        """An encoding (B, channels, H, W) -> what it adds to the time embedding, (B, embedding_dim), or None.
-
-        Zeros, the encoding of what is not told, must add nothing.
-        """
+        """A given encoding (B, channels, H, W) -> what it adds to the time embedding, (B, embedding_dim), or None."""
         return None
 
     def impose_on_anchor(self, z_0: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

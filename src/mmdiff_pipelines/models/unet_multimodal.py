@@ -283,21 +283,21 @@ class MultimodalUNet2DModel(KnownArgumentsMixin, PeftAdapterMixin, AttentionMixi
         encodings: Mapping[str, torch.Tensor],
         states: Mapping[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tell the network the state of every modality, and what is given."""
+        """Tell the network the state of every modality, what is given, and what is joint where it is to condition, too."""
         for name, presence_embedding in self.presence_embedding.items():
             embedding = embedding + presence_embedding(states[name])
         for name, modality in self.modality_modules.items():
-            channels, state = self.channel_slices[name], states[name].view(-1, 1, 1, 1)
-            told = 0
+            told, code = states[name] == Presence.GIVEN.value, None
             if name in encodings:
-                told = encodings[name][:, channels].to(hidden.dtype) * (state == Presence.GIVEN.value)
+                code = encodings[name][:, self.channel_slices[name]].to(hidden.dtype) * told.view(-1, 1, 1, 1)
                 if name in self.conv_condition:
-                    hidden = hidden + self.conv_condition[name](told)
-            if modality.condition_on_noisy:
-                told = told + sample[:, channels].to(hidden.dtype) * (state == Presence.JOINT.value)
-            condition = modality.condition(told) if torch.is_tensor(told) else None
+                    hidden = hidden + self.conv_condition[name](code)
+            if modality.condition_on_noisy:  # where it is given, its channels are clean
+                told = told | (states[name] == Presence.JOINT.value)
+                code = sample[:, self.channel_slices[name]].to(hidden.dtype)
+            condition = modality.condition(code) if code is not None else None
             if condition is not None:
-                embedding = embedding + condition
+                embedding = embedding + condition * told.view(-1, 1)
         return hidden, embedding
 
     def _complete_states(

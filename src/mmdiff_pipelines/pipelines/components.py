@@ -27,6 +27,11 @@ def check_components(unet, scheduler, vae) -> None:
                 f"`aggregation` is 'decay' for modality {name!r}, which lives in shared space, where its encoding "
                 "would stay in the image; use 'bridge', or give the modality `space='own'`."
             )
+        if aggregation == "none" and modality.condition_on_noisy:
+            raise ValueError(
+                f"`aggregation` is 'none' for modality {name!r}, whose channels are then all noise; accepted with its "
+                "`condition_on_noisy=True`: 'decay', 'bridge', 'sqrt_bridge'."
+            )
     _check_vae(unet, scheduler, vae)
 
 
