@@ -144,6 +144,7 @@ LINES: dict[str, list[Line]] = {
         Line("Cosine of generated embedding and image", "joint", "cosine", {
             "shuffled": ("cifar10-embedding", "joint", "cosine_shuffled"),
         }),
+        line("The same, the embedding read again off the image", "joint, embedding read again", "cosine"),
         Line("Cosine of the embedding of a held-out image", "image given", "cosine", {
             "embedding_regression": ("embedding_regression", "image given", "cosine"),
             "shuffled": ("cifar10-embedding", "image given", "cosine_shuffled"),
@@ -161,6 +162,7 @@ LINES: dict[str, list[Line]] = {
     "fashion-mnist-caption": [
         line("Fréchet distance of joint samples", "joint", "fd", fashion_ddpm="generation"),
         line("Class of caption and image agree", "joint", "label_agreement"),
+        line("The same, the caption read again off the image", "joint, caption read again", "label_agreement"),
         line("Caption and image agree, of thirty captions", "joint", "retrieval"),
         Line("Cosine of generated embedding and that of the image's caption", "joint", "cosine", {
             "shuffled": ("fashion-mnist-caption", "joint", "cosine_shuffled"),

@@ -48,8 +48,10 @@ def score_embedding(
             "retrieval": retrieval_accuracy(seen, embeddings),
         }
 
-    def together() -> dict[str, float]:
+    def together(read_again: bool = False) -> dict[str, float]:
         samples = sample_pipeline(pipeline, judge.num_samples, **steps)
+        if read_again:
+            samples |= sample_pipeline(pipeline, judge.num_samples, {"image": samples["image"]})
         return fit(samples["image"], samples["embedding"])
 
     def of_embeddings(scale: float) -> dict[str, float]:
@@ -64,6 +66,7 @@ def score_embedding(
     rows.add("real pairs", lambda: embedding_scores(true, judge, train))
     rows.add("image given", perceived)
     rows.add("joint", together)
+    rows.add("joint, embedding read again", lambda: together(read_again=True))
     for scale in SCALES:
         rows.add(f"embedding given, guidance {scale:g}", lambda scale=scale: of_embeddings(scale))
 
@@ -147,8 +150,10 @@ def score_caption(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judg
         probe = linear_probe(captions.embeddings, captions.classes, embeddings, judge.test["label"])
         return captions.compare(embeddings, true) | {"probe_accuracy": probe}
 
-    def together() -> dict[str, float]:
+    def together(read_again: bool = False) -> dict[str, float]:
         samples = sample_pipeline(pipeline, judge.num_samples, **steps)
+        if read_again:
+            samples |= sample_pipeline(pipeline, judge.num_samples, {"image": samples["image"]})
         return fit(samples["image"], samples["caption"])
 
     def of_captions(scale: float) -> dict[str, float]:
@@ -159,6 +164,7 @@ def score_caption(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judg
     rows.add("real pairs", real_pairs)
     rows.add("image given", perceived)
     rows.add("joint", together)
+    rows.add("joint, caption read again", lambda: together(read_again=True))
     for scale in SCALES:
         rows.add(f"caption given, guidance {scale:g}", lambda scale=scale: of_captions(scale))
 
