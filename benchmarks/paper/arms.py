@@ -184,6 +184,9 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
             variant_of="cifar10-label",
             options={"--modality": "label:categorical:space=shared,aggregation=none"},
         ),
+        "ddpm_5850": Baseline(  # as many images as a joint model learns to draw, 65 % of its rows
+            lambda: UNet2DModel(**TRUNK), ddpm_loss, steps=5850
+        ),
         "class_conditional": Baseline(
             lambda: UNet2DModel(**TRUNK, num_class_embeds=NUM_CLASSES + 1), class_conditional_loss
         ),
@@ -218,6 +221,7 @@ TASKS = {
         "cifar10-label",
         "cifar10-label-heads",
         "ddpm",
+        "ddpm_5850",
         "class_conditional",
         "classifier",
     ],
