@@ -31,6 +31,7 @@ from paper.training import load_arm
 
 from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline, Presence, multitask_loss
 from mmdiff_pipelines.training.arguments import parse_args as parse_training_args
+from mmdiff_pipelines.training.components import task_weights
 from mmdiff_pipelines.training.embeddings import FrozenEncoder
 from mmdiff_pipelines.training.modality_options import ModalityOption
 from mmdiff_pipelines.training.states import assign_states, draw_step
@@ -186,11 +187,11 @@ def main(argv: list[str] | None = None) -> None:
             for split, arrays in data.items()
         )
         test = sample_rows(test, args.num_images)
-        learned = settings.task_weights == "uncertainty"
-        weight = float("nan") if learned else settings.task_weights.get(name, 1.0)
-        losses = held_out_losses(pipe, name, test)
-        ratio = gradient_ratio(pipe, name, weight, settings, train)
-        shown = ["learned", "-"] if learned else [f"{weight:g}", f"{ratio:.2f}"]
+        losses, shown = held_out_losses(pipe, name, test), ["learned", "-"]
+        weights = task_weights(settings, settings.modalities)
+        if weights != "uncertainty":
+            weight = weights.get(name, 1.0)
+            shown = [f"{weight:g}", f"{gradient_ratio(pipe, name, weight, settings, train):.2f}"]
         print("|", run.name, "|", *(f"{value} |" for value in [*shown, *(f"{loss:.5f}" for loss in losses)]))
     if args.ddpm is not None:
         test = sample_rows(data[held_out], args.num_images)

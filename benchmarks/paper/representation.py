@@ -6,6 +6,7 @@ tone, so that it can be read off any image too, and an embedding says the neares
 
 import runpy
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -48,11 +49,16 @@ def score_embedding(
             "retrieval": retrieval_accuracy(seen, embeddings),
         }
 
-    def together(read_again: bool = False) -> dict[str, float]:
-        samples = sample_pipeline(pipeline, judge.num_samples, **steps)
-        if read_again:
-            samples |= sample_pipeline(pipeline, judge.num_samples, {"image": samples["image"]})
-        return fit(samples["image"], samples["embedding"])
+    @cache
+    def draw() -> Batch:
+        return sample_pipeline(pipeline, judge.num_samples, **steps)
+
+    def together() -> dict[str, float]:
+        return fit(draw()["image"], draw()["embedding"])
+
+    def read_again() -> dict[str, float]:
+        images = draw()["image"]
+        return fit(images, sample_pipeline(pipeline, judge.num_samples, {"image": images})["embedding"])
 
     def of_embeddings(scale: float) -> dict[str, float]:
         given = true[-judge.num_samples :]  # precision and recall are against the first
@@ -66,7 +72,7 @@ def score_embedding(
     rows.add("real pairs", lambda: embedding_scores(true, judge, train))
     rows.add("image given", perceived)
     rows.add("joint", together)
-    rows.add("joint, embedding read again", lambda: together(read_again=True))
+    rows.add("joint, embedding read again", read_again)
     for scale in SCALES:
         rows.add(f"embedding given, guidance {scale:g}", lambda scale=scale: of_embeddings(scale))
 
@@ -150,11 +156,16 @@ def score_caption(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judg
         probe = linear_probe(captions.embeddings, captions.classes, embeddings, judge.test["label"])
         return captions.compare(embeddings, true) | {"probe_accuracy": probe}
 
-    def together(read_again: bool = False) -> dict[str, float]:
-        samples = sample_pipeline(pipeline, judge.num_samples, **steps)
-        if read_again:
-            samples |= sample_pipeline(pipeline, judge.num_samples, {"image": samples["image"]})
-        return fit(samples["image"], samples["caption"])
+    @cache
+    def draw() -> Batch:
+        return sample_pipeline(pipeline, judge.num_samples, **steps)
+
+    def together() -> dict[str, float]:
+        return fit(draw()["image"], draw()["caption"])
+
+    def read_again() -> dict[str, float]:
+        images = draw()["image"]
+        return fit(images, sample_pipeline(pipeline, judge.num_samples, {"image": images})["caption"])
 
     def of_captions(scale: float) -> dict[str, float]:
         given = captions.embeddings[true[: judge.num_samples]]
@@ -164,7 +175,7 @@ def score_caption(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judg
     rows.add("real pairs", real_pairs)
     rows.add("image given", perceived)
     rows.add("joint", together)
-    rows.add("joint, caption read again", lambda: together(read_again=True))
+    rows.add("joint, caption read again", read_again)
     for scale in SCALES:
         rows.add(f"caption given, guidance {scale:g}", lambda scale=scale: of_captions(scale))
 
