@@ -97,16 +97,17 @@ def test_a_given_value_does_not_leak_into_rows_that_query_it(unet):
     assert torch.equal(*predictions)
 
 
+@pytest.mark.parametrize("snr_gamma", [5.0, math.inf])
 @pytest.mark.parametrize("prediction_type", ["total_noise", "sample", "v_prediction"])
-def test_min_snr_weights_by_hand(unet, prediction_type):
+def test_min_snr_weights_by_hand(unet, prediction_type, snr_gamma):
     inputs, scheduler = build_inputs(unet), scheduler_of(prediction_type=prediction_type)
     arguments = draw(unet, 4)
     plain = multitask_loss(unet, scheduler, inputs, *arguments)
-    weighted = multitask_loss(unet, scheduler, inputs, *arguments, snr_gamma=5.0)
+    weighted = multitask_loss(unet, scheduler, inputs, *arguments, snr_gamma=snr_gamma)
     alpha_bar = scheduler.alphas_cumprod[arguments[0]]
     snr = alpha_bar / (1 - alpha_bar)
     divisor = {"total_noise": snr, "sample": 1.0, "v_prediction": snr + 1}[prediction_type]
-    expected = plain.terms["image"] * snr.clamp(max=5) / divisor
+    expected = plain.terms["image"] * snr.clamp(max=snr_gamma) / divisor
     torch.testing.assert_close(weighted.terms["image"], expected, rtol=1e-4, atol=1e-6)
     assert torch.equal(weighted.terms["label"], plain.terms["label"])
 

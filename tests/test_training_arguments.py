@@ -54,6 +54,7 @@ def test_a_wrong_modality_is_refused(text, message):
         ([*DATA, "--task_weights", "label=nan"], "finite and at least 0"),
         ([*DATA, "--num_train_timesteps", "10", "--validation_steps", "5"], "--num_inference_steps is 50"),
         ([*DATA, "--perception_share", "1.5"], "0 to 1"),
+        ([*DATA, "--snr_gamma", "0"], "snr_gamma is 0.0; accepted: a number above 0"),
         ([*DATA, "--train_batch_size", "0"], "1 or more"),
         ([*DATA, "--resolution", "8", "8", "8"], "one, or height and width"),
         ([*DATA, "--pretrained_unet", "a", "--pretrained_model_name_or_path", "b"], "--pretrained_unet"),

@@ -81,7 +81,10 @@ def encodings_in_z(
 
 
 def min_snr_weights(scheduler, timesteps: torch.Tensor, snr_gamma: float) -> torch.Tensor:
-    """Min-SNR weights (Hang et al., arXiv 2303.09556) of the MSE on this scheduler's target: (B,)."""
+    """Min-SNR weights (Hang et al., arXiv 2303.09556) of the MSE on this scheduler's target: (B,).
+
+    With `snr_gamma` infinite, any target has the loss of the noise.
+    """
     snr = compute_snr(scheduler, timesteps)
     clipped = snr.clamp(max=snr_gamma)
     if scheduler.config.prediction_type == "sample":
@@ -124,7 +127,8 @@ def multitask_loss(
         noise: (B, C_z, H, W), standard normal.
         states: name -> (B,) long of [`Presence`], "image" included; names left out are JOINT.
         task_weights: name -> lambda (1 where left out), or learned ones.
-        snr_gamma: clip the weight of low noise levels at this SNR (5 in the paper); None for no weighting.
+        snr_gamma: clip the weight of low noise levels at this SNR (5 in the paper), infinity to weight any target as the
+            noise; None for no weighting.
         query_weight: a factor of the modalities' losses in the loss, in rows where they are QUERIED: perception.
 
     Returns:

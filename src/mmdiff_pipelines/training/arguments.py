@@ -141,7 +141,12 @@ def _add_diffusion(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_train_timesteps", type=int, default=1000)
     group.add_argument("--beta_schedule", default="linear", help="a schedule of DDPMScheduler (default: linear)")
     group.add_argument("--rescale_betas_zero_snr", action="store_true", help="needs v_prediction or sample")
-    group.add_argument("--snr_gamma", type=float, help="Min-SNR weighting of the image loss; 5.0 is recommended")
+    group.add_argument(
+        "--snr_gamma",
+        type=float,
+        help="Min-SNR weighting of the image loss, a number above 0 (5.0 is recommended); inf weights any target as the "
+        "noise, with --prediction_type v_prediction the best in colour (default: no weighting)",
+    )
 
 
 def _add_optimization(parser: argparse.ArgumentParser) -> None:
@@ -294,6 +299,8 @@ def _check_ranges(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {value}; accepted: 1 or more")
     if not 0 <= args.perception_share <= 1:
         raise ValueError(f"--perception_share is {args.perception_share}; accepted: 0 to 1")
+    if args.snr_gamma is not None and not args.snr_gamma > 0:
+        raise ValueError(f"--snr_gamma is {args.snr_gamma}; accepted: a number above 0, or inf")
     if args.query_weight <= 0:
         raise ValueError(f"--query_weight is {args.query_weight}; accepted: a number above 0")
     if args.random_crop < 0:
