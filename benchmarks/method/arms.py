@@ -4,6 +4,7 @@ Every arm has the same trunk, data order, optimiser, averaging and number of ste
 same number of parameters within 2 %.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -300,6 +301,7 @@ ARMS: dict[str, Joint | Specialist] = {
     "paper_literal_50": Joint(**LITERAL, last_timestep=LITERAL_STEPS),
     # one switch of own_decay_1 at a time; of shared_bridge_0.5, where own channels know no such switch
     "v_target": Joint(prediction_type="v_prediction"),
+    "v_target_noise_weighted": Joint(prediction_type="v_prediction", snr_gamma=math.inf),
     "z_0_target": Joint(prediction_type="sample"),
     "shared_epsilon_target": Joint(**SHARED, prediction_type="epsilon"),
     "no_presence": Joint(presence=False),
