@@ -6,13 +6,14 @@ prints a row for each run of `examples/train_multimodal.py` with one modality, a
 
 - gradient: norm of that of the weighted loss of the modality in the trunk, divided by that of the image's; RMS over
   batches of the training data, in the run's own settings;
-- t = 5, 50, ...: squared error of the image's target on held-out images, the modality absent;
+- t = 5, 50, ...: squared error of the noise on held-out images, whatever the target, the modality absent;
 - given, wrong, joint: the same at t = 400, the modality given, that of another image given, and noised along;
 - read: the loss of the modality when the image is given, on the same images.
 """
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent / "fashion_mnist"))
 
 from paper.arms import make_arms
 from paper.data import SIZES, Batch, load_arrays, load_training_arrays, to_pixels
+from paper.sampling import plain
 from paper.training import load_arm
 
 from mmdiff_pipelines import MultimodalDDPMScheduler, MultimodalMultitaskPipeline, Presence, multitask_loss
@@ -37,7 +39,7 @@ from mmdiff_pipelines.training.modality_options import ModalityOption
 from mmdiff_pipelines.training.states import assign_states, draw_step
 
 
-TIMESTEPS = (5, 50, 200, 400, 600)
+TIMESTEPS = (5, 50, 200, 400, 600, 800)
 CONDITIONED_AT = 400
 NUM_IMAGES, BATCHES = 1000, 24
 
@@ -64,7 +66,9 @@ def gradient_ratio(
         present = torch.ones(size, dtype=torch.bool)
         states = assign_states(draws, {name: present}, {name: True}, settings.perception_share, settings.state_shares)
         inputs = {"image": to_pixels(data["image"][rows]), name: data[name][rows]}
-        terms = multitask_loss(unet, scheduler, inputs, draws.timesteps, draws.noise, states).terms
+        terms = multitask_loss(
+            unet, scheduler, inputs, draws.timesteps, draws.noise, states, snr_gamma=settings.snr_gamma
+        ).terms
         for task, scale in {"image": 1.0, name: weight}.items():
             gradients = torch.autograd.grad(
                 scale * terms[task].mean(), trunk, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -86,7 +90,8 @@ def held_out_losses(pipe: MultimodalMultitaskPipeline, name: str, data: Batch) -
         noise = noise_at(timestep, len(data["image"]), (pipe.unet.total_channels, *data["image"].shape[2:]))
         timesteps = torch.full((len(noise),), timestep)
         states = {"image": torch.full_like(timesteps, int(image)), name: torch.full_like(timesteps, int(modality))}
-        return multitask_loss(pipe.unet, scheduler, inputs, timesteps, noise, states).terms[task].mean().item()
+        terms = multitask_loss(pipe.unet, scheduler, inputs, timesteps, noise, states, snr_gamma=math.inf).terms
+        return terms[task].mean().item()
 
     images = [loss("image", t, Presence.JOINT, Presence.ABSENT) for t in TIMESTEPS]
     conditioned = [
@@ -98,13 +103,13 @@ def held_out_losses(pipe: MultimodalMultitaskPipeline, name: str, data: Batch) -
 
 @torch.no_grad()
 def ddpm_losses(model: torch.nn.Module, data: Batch) -> list[float]:
-    """Of a plain DDPM that predicts the noise, at each of TIMESTEPS."""
+    """Of a plain DDPM, at each of TIMESTEPS."""
     images, losses = to_pixels(data["image"]), []
     for timestep in TIMESTEPS:
         noise = noise_at(timestep, len(images), images.shape[1:])
         timesteps = torch.full((len(images),), timestep)
         noisy = DDPMScheduler().add_noise(images, noise, timesteps)
-        losses.append((model(noisy, timesteps).sample - noise).square().mean().item())
+        losses.append((plain(model)(noisy, timestep, slice(None)) - noise).square().mean().item())
     return losses
 
 

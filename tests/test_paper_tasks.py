@@ -22,11 +22,12 @@ from .test_prepare_tasks import camvid_arrays, cifar10_arrays, load_script
 ROOT = Path(__file__).parent.parent
 BASELINES = [
     "ddpm",
-    "ddpm_5850",
+    "ddpm_epsilon",
     "mask_conditioned",
     "reconstruction_mse",
     "reconstruction_lpips",
     "class_conditional",
+    "class_conditional_epsilon",
     "classifier",
     "embedding_regression",
     "fashion_ddpm",
@@ -103,7 +104,15 @@ def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benc
     }
     assert set(first["concatenated-0"]["joint"]) >= {"fd", "mask_agreement", "memorisation"}
     assert set(first["embedding_regression-0"]["image given"]) == {"cosine", "cosine_shuffled", "probe_accuracy"}
-    generating = {"ddpm", "ddpm_5850", "mask_to_image", "concatenated", "class_conditional", "fashion_ddpm"}
+    generating = {
+        "ddpm",
+        "ddpm_epsilon",
+        "mask_to_image",
+        "concatenated",
+        "class_conditional",
+        "class_conditional_epsilon",
+        "fashion_ddpm",
+    }
     assert {path.stem for path in (tmp_path / "one/pictures").iterdir()} == generating
     private = {path.name for path in (runs_of(options) / "pictures").iterdir()}
     assert private >= {"concatenated-0, nearest training scenes.png", "reconstruction_mse-0, 50% hidden.png"}

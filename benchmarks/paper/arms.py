@@ -4,8 +4,10 @@ All arms on one dataset have the same trunk, steps, batches, order of data, opti
 take 9,000 steps of batch 32, those on CamVid 6,000 of batch 16: about 20 minutes on one core that has bfloat16.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 
 from mmdiff_pipelines.evaluation import LearnedSimilarity
 from mmdiff_pipelines.modalities.masked_image import random_visibility
+from mmdiff_pipelines.objective import min_snr_weights
 
 from .data import IGNORED, NUM_SCENE_CLASSES, SIZES, Batch, augment_scenes, hole_channels, one_hot_channels, to_pixels
 
@@ -24,6 +27,8 @@ from .data import IGNORED, NUM_SCENE_CLASSES, SIZES, Batch, augment_scenes, hole
 TRUNK = GREY_TRUNK | {"in_channels": 3, "out_channels": 3}
 CAPTIONED = GREY_TRUNK | {"block_out_channels": (8, 16, 32, 64), "norm_num_groups": 4}
 SCENES = TRUNK | {"sample_size": SIZES["camvid"]}
+V = {"prediction_type": "v_prediction"}  # one call at t = T gives an image too
+NOISE_WEIGHTED_V = V | {"snr_gamma": math.inf}
 Loss = Callable[[nn.Module, Batch, torch.Generator], torch.Tensor]
 
 
@@ -47,13 +52,14 @@ class Joint:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A model of one direction: how it is built, its loss, and how long it is trained."""
+    """A model of one direction: how it is built, its loss, what it predicts if it denoises, and how long it is trained."""
 
     build: Callable[[], nn.Module]
     loss: Loss
     data: str = "cifar10"
     steps: int = 9000
     batch_size: int = 32
+    prediction_type: str = "epsilon"
 
 
 def denoising_loss(
@@ -63,25 +69,28 @@ def denoising_loss(
     condition: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     prediction_type: str = "epsilon",
+    snr_gamma: float | None = None,
 ) -> torch.Tensor:
-    """DDPM's, with channels to condition on beside z_t, or class labels."""
+    """DDPM's, with channels to condition on beside z_t, or class labels; weights as [`min_snr_weights`]."""
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.randint(0, 1000, (len(images),), generator=generator)
-    scheduler = DDPMScheduler()
+    scheduler = DDPMScheduler(prediction_type=prediction_type)
     noisy = scheduler.add_noise(images, noise, timesteps)
     target = noise if prediction_type == "epsilon" else scheduler.get_velocity(images, noise, timesteps)
     inputs = noisy if condition is None else torch.cat([noisy, condition], dim=1)
-    return F.mse_loss(model(inputs, timesteps, class_labels=labels).sample.float(), target)
+    errors = (model(inputs, timesteps, class_labels=labels).sample.float() - target).square().flatten(1).mean(1)
+    weights = 1 if snr_gamma is None else min_snr_weights(scheduler, timesteps, snr_gamma)
+    return (weights * errors).mean()
 
 
-def ddpm_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    return denoising_loss(model, to_pixels(batch["image"]), generator)
+def ddpm_loss(model: nn.Module, batch: Batch, generator: torch.Generator, **target) -> torch.Tensor:
+    return denoising_loss(model, to_pixels(batch["image"]), generator, **target)
 
 
-def class_conditional_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+def class_conditional_loss(model: nn.Module, batch: Batch, generator: torch.Generator, **target) -> torch.Tensor:
     dropped = torch.rand(len(batch["label"]), generator=generator) < LABEL_DROPOUT
     labels = torch.where(dropped, NULL_CLASS, batch["label"])
-    return denoising_loss(model, to_pixels(batch["image"]), generator, labels=labels)
+    return denoising_loss(model, to_pixels(batch["image"]), generator, labels=labels, **target)
 
 
 def classifier_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
@@ -99,11 +108,9 @@ def draw_hole(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return hole_channels(images, random_visibility(len(images), *images.shape[2:], generator=generator))
 
 
-def mask_conditioned_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """Of v, so that one call at t = T gives an image too."""
+def mask_conditioned_loss(model: nn.Module, batch: Batch, generator: torch.Generator, **target) -> torch.Tensor:
     images = to_pixels(batch["image"])
-    hole = draw_hole(images, generator)
-    return denoising_loss(model, images, generator, condition=hole, prediction_type="v_prediction")
+    return denoising_loss(model, images, generator, condition=draw_hole(images, generator), **target)
 
 
 def reconstruct(model: nn.Module, hole: torch.Tensor) -> torch.Tensor:
@@ -148,6 +155,12 @@ def concatenated_loss(model: nn.Module, batch: Batch, generator: torch.Generator
     return denoising_loss(model, joint, generator)
 
 
+def denoiser(loss: Loss, target: dict, **trunk) -> Baseline:
+    return Baseline(
+        lambda: UNet2DModel(**TRUNK | trunk), partial(loss, **target), prediction_type=target["prediction_type"]
+    )
+
+
 def scenes(loss: Loss, steps: int = 6000, **trunk) -> Baseline:
     return Baseline(lambda: UNet2DModel(**SCENES | trunk), loss, "camvid", steps=steps, batch_size=16)
 
@@ -174,8 +187,8 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
         "reconstruction_lpips": Baseline(
             lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), PerceptualReconstructionLoss(lpips_weights)
         ),
-        "mask_conditioned": Baseline(lambda: UNet2DModel(**TRUNK | {"in_channels": 7}), mask_conditioned_loss),
-        "ddpm": Baseline(lambda: UNet2DModel(**TRUNK), ddpm_loss),
+        "mask_conditioned": denoiser(mask_conditioned_loss, V, in_channels=7),
+        "ddpm": denoiser(ddpm_loss, NOISE_WEIGHTED_V),
         # 2. image and label
         "cifar10-label": Joint("image_and_label", "cifar10"),
         "cifar10-label-heads": Joint(  # the control: the label is recovered, and never in z
@@ -184,10 +197,9 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
             variant_of="cifar10-label",
             options={"--modality": "label:categorical:space=shared,aggregation=none"},
         ),
-        "ddpm_5850": Baseline(  # as many images as a joint model learns to draw, 65 % of its rows
-            lambda: UNet2DModel(**TRUNK), ddpm_loss, steps=5850
-        ),
-        "class_conditional": Baseline(
+        "ddpm_epsilon": Baseline(lambda: UNet2DModel(**TRUNK), ddpm_loss),
+        "class_conditional": denoiser(class_conditional_loss, NOISE_WEIGHTED_V, num_class_embeds=NUM_CLASSES + 1),
+        "class_conditional_epsilon": Baseline(
             lambda: UNet2DModel(**TRUNK, num_class_embeds=NUM_CLASSES + 1), class_conditional_loss
         ),
         "classifier": Baseline(lambda: Classifier(TRUNK), classifier_loss),
@@ -221,8 +233,9 @@ TASKS = {
         "cifar10-label",
         "cifar10-label-heads",
         "ddpm",
-        "ddpm_5850",
+        "ddpm_epsilon",
         "class_conditional",
+        "class_conditional_epsilon",
         "classifier",
     ],
     "segmentation": ["segmenter_judge", "camvid-segmentation", "segmenter", "mask_to_image", "concatenated"],

@@ -122,12 +122,12 @@ HEADS = "cifar10-label-heads"
 LINES: dict[str, list[Line]] = {
     "cifar10-masked": masked_lines(),
     "cifar10-label": [
-        line("Fréchet distance of pairs", "joint, draw first, guidance 1", "fd", "class_conditional", HEADS, ddpm="generation"),
-        line("Label agreement of pairs", "joint, draw first, guidance 1", "label_agreement", "class_conditional", HEADS),
-        line("Fréchet distance of pairs, guidance 1.5", DRAWN, "fd", "class_conditional", HEADS),
-        line("Label agreement of pairs, guidance 1.5", DRAWN, "label_agreement", "class_conditional", HEADS),
-        line("Fréchet distance given a label, guidance 2", GIVEN, "fd", "class_conditional", HEADS),
-        line("Accuracy given a label, guidance 2", GIVEN, "label_accuracy", "class_conditional", HEADS),
+        line("Fréchet distance of pairs", "joint, draw first, guidance 1", "fd", "class_conditional_epsilon", HEADS, ddpm="generation"),
+        line("Label agreement of pairs", "joint, draw first, guidance 1", "label_agreement", "class_conditional_epsilon", HEADS),
+        line("Fréchet distance of pairs, guidance 1.5", DRAWN, "fd", "class_conditional_epsilon", HEADS),
+        line("Label agreement of pairs, guidance 1.5", DRAWN, "label_agreement", "class_conditional_epsilon", HEADS),
+        line("Fréchet distance given a label, guidance 2", GIVEN, "fd", "class_conditional_epsilon", HEADS),
+        line("Accuracy given a label, guidance 2", GIVEN, "label_accuracy", "class_conditional_epsilon", HEADS),
         line("Label accuracy given an image", "image given", "label_accuracy", "classifier", HEADS),
         line("Calibration error of that label", "image given", "calibration_error", "classifier", HEADS),
     ],

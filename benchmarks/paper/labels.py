@@ -121,7 +121,7 @@ def score(name: str, model, rows: Rows, judge: Judge, read: LabelReader) -> None
     """All rows of an arm of this task."""
     if isinstance(model, MultimodalMultitaskPipeline):
         score_joint(model, rows, judge, read)
-    elif name == "class_conditional":
+    elif name.startswith("class_conditional"):
         score_class_conditional(model, rows, judge, read)
     elif name == "classifier":
         score_classifier(model, rows, judge)

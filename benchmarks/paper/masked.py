@@ -136,7 +136,7 @@ def score_mask_conditioned(model: nn.Module, rows: Rows, judge: Judge, held_out:
     def fill_in(steps: int) -> Reconstruct:
         def reconstruct(pixels: torch.Tensor, visibility: torch.Tensor) -> torch.Tensor:
             denoise = conditioned(model, hole_channels(pixels, visibility))
-            return sample_ddpm(denoise, pixels.shape[1:], len(pixels), steps, "v_prediction")
+            return sample_ddpm(denoise, pixels.shape[1:], len(pixels), steps)
 
         return reconstruct
 

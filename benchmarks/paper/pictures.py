@@ -64,9 +64,9 @@ def baseline_lines(name: str, model: nn.Module, judge: Judge) -> list[torch.Tens
         shape = (channels or judge.images.shape[1], *judge.images.shape[2:])
         return to_unit(sample_ddpm(denoise, shape, count, judge.num_steps))
 
-    if name in ("ddpm", "ddpm_5850", "fashion_ddpm"):
+    if name.startswith("ddpm") or name == "fashion_ddpm":
         return list(sample(plain(model), 2 * COLUMNS).split(COLUMNS))
-    if name == "class_conditional":
+    if name.startswith("class_conditional"):
         return [sample(guided(model, torch.arange(COLUMNS), NULL_CLASS, scale)) for scale in SCALES]
     if name == "mask_to_image":
         masks = one_hot_channels(judge.test["mask"][:COLUMNS])

@@ -13,7 +13,7 @@ from mmdiff_pipelines import MultimodalMultitaskPipeline, Presence
 BATCH_SIZE = 250
 LAST_TIMESTEP = 999
 JUMP_LENGTH, JUMP_SAMPLES = 5, 3  # of RePaint
-Denoise = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
+Denoise = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]  # z_t, t, the rows that are sampled -> the noise
 
 
 def batches(num_samples: int) -> Iterator[tuple[slice, torch.Generator]]:
@@ -54,15 +54,9 @@ def sample_pipeline(
 
 
 @torch.no_grad()
-def sample_ddpm(
-    denoise: Denoise, shape: tuple[int, int, int], num_samples: int, num_steps: int, prediction_type: str = "epsilon"
-) -> torch.Tensor:
-    """Samples (n, *shape) of SDE-DPM-Solver++, as they come: in [-1, 1] or about.
-
-    Args:
-        denoise: (z_t, t, the rows that are sampled) -> the output of a network.
-    """
-    scheduler = DPMSolverMultistepScheduler(prediction_type=prediction_type, **SOLVER)
+def sample_ddpm(denoise: Denoise, shape: tuple[int, int, int], num_samples: int, num_steps: int) -> torch.Tensor:
+    """Samples (n, *shape) of SDE-DPM-Solver++, as they come: in [-1, 1] or about."""
+    scheduler = DPMSolverMultistepScheduler(**SOLVER)
     done = []
     for rows, generator in batches(num_samples):
         z = torch.randn(rows.stop - rows.start, *shape, generator=generator)
@@ -73,13 +67,25 @@ def sample_ddpm(
     return torch.cat(done)
 
 
+def noise_in(z: torch.Tensor, t: torch.Tensor, output: torch.Tensor, prediction_type: str) -> torch.Tensor:
+    """The noise in z_t, by what a network puts out: noise itself, or v."""
+    if prediction_type == "epsilon":
+        return output
+    alpha_bar = DDPMScheduler().alphas_cumprod[t]
+    return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * z
+
+
 def plain(model: nn.Module) -> Denoise:
-    return lambda z, t, rows: model(z, t).sample
+    return lambda z, t, rows: noise_in(z, t, model(z, t).sample, model.prediction_type)
 
 
 def conditioned(model: nn.Module, condition: torch.Tensor) -> Denoise:
     """On channels (n, c, H, W) beside z_t."""
-    return lambda z, t, rows: model(torch.cat([z, condition[rows]], dim=1), t).sample
+
+    def denoise(z: torch.Tensor, t: torch.Tensor, rows: slice) -> torch.Tensor:
+        return noise_in(z, t, model(torch.cat([z, condition[rows]], dim=1), t).sample, model.prediction_type)
+
+    return denoise
 
 
 def guided(model: nn.Module, labels: torch.Tensor, null_class: int, scale: float) -> Denoise:
@@ -87,10 +93,10 @@ def guided(model: nn.Module, labels: torch.Tensor, null_class: int, scale: float
 
     def denoise(z: torch.Tensor, t: torch.Tensor, rows: slice) -> torch.Tensor:
         output = model(z, t, class_labels=labels[rows]).sample
-        if scale == 1:
-            return output
-        free = model(z, t, class_labels=torch.full_like(labels[rows], null_class)).sample
-        return free + scale * (output - free)
+        if scale != 1:
+            free = model(z, t, class_labels=torch.full_like(labels[rows], null_class)).sample
+            output = free + scale * (output - free)
+        return noise_in(z, t, output, model.prediction_type)
 
     return denoise
 
@@ -103,8 +109,7 @@ def repaint(model: nn.Module, images: torch.Tensor, visibility: torch.Tensor, nu
         images: (n, C, H, W) in [-1, 1], of which only what is visible is used.
         visibility: (n, 1, H, W), 1 where known.
     """
-    scheduler = RePaintScheduler(eta=1.0, clip_sample=True)
-    done = []
+    scheduler, denoise, done = RePaintScheduler(eta=1.0, clip_sample=True), plain(model), []
     for rows, generator in batches(len(images)):
         known, shown = images[rows] * visibility[rows], visibility[rows]
         z = torch.randn(known.shape, generator=generator)
@@ -113,7 +118,7 @@ def repaint(model: nn.Module, images: torch.Tensor, visibility: torch.Tensor, nu
         last = scheduler.timesteps[0] + 1
         for t in scheduler.timesteps:
             if t < last:
-                z = scheduler.step(model(z, t).sample, t, z, known, shown, generator).prev_sample
+                z = scheduler.step(denoise(z, t, rows), t, z, known, shown, generator).prev_sample
             else:
                 z = scheduler.undo_step(z, last, generator)
             last = t
@@ -124,7 +129,7 @@ def repaint(model: nn.Module, images: torch.Tensor, visibility: torch.Tensor, nu
 @torch.no_grad()
 def single_call(model: nn.Module, holes: torch.Tensor) -> torch.Tensor:
     """What a mask-conditioned DDPM of v says of the image at t = T."""
-    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    scheduler = DDPMScheduler(prediction_type=model.prediction_type)
     done = []
     for rows, generator in batches(len(holes)):
         hole = holes[rows]

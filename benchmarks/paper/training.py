@@ -115,6 +115,7 @@ def load_arm(arm: Joint | Baseline, folder: Path) -> MultimodalMultitaskPipeline
         return pipeline
     model = arm.build()
     model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.prediction_type = arm.prediction_type
     return model.eval().requires_grad_(False)
 
 
