@@ -1,6 +1,6 @@
 """How heavy is the loss of a modality beside that of the image, what does its weight do, and is a given value used?
 
-    python benchmarks/task_weights.py runs/label_0.1 runs/label_0.01 --data_dir data/cifar10 --ddpm runs/paper/ddpm-0
+    python benchmarks/task_weights.py runs/label_0.1 runs/label_0.01 --data_dir data/cifar10 --ddpm runs/paper/ddpm_epsilon-0
 
 prints a row for each run of `examples/train_multimodal.py` with one modality, a label, mask, embedding or text:
 
@@ -42,6 +42,7 @@ from mmdiff_pipelines.training.states import assign_states, draw_step
 TIMESTEPS = (5, 50, 200, 400, 600, 800)
 CONDITIONED_AT = 400
 NUM_IMAGES, BATCHES = 1000, 24
+PLAIN_ARMS = ("ddpm", "ddpm_epsilon", "fashion_ddpm")
 
 
 def settings_of(run: Path) -> argparse.Namespace:
@@ -156,6 +157,11 @@ def modality_of(pipe: MultimodalMultitaskPipeline, run: Path) -> str:
     return names[0]
 
 
+def arm_of(run: Path) -> str:
+    """ddpm, ddpm_epsilon or fashion_ddpm, by the name of the run's folder, ARM-SEED."""
+    return run.name.rpartition("-")[0]
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of examples/train_multimodal.py")
@@ -169,6 +175,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.data_dir.name not in SIZES:
         parser.error(f"--data_dir {args.data_dir}: accepted: a folder called {' or '.join(SIZES)}")
+    if args.ddpm is not None and arm_of(args.ddpm) not in PLAIN_ARMS:
+        parser.error(f"--ddpm {args.ddpm}: accepted: a folder called {' or '.join(f'{arm}-0' for arm in PLAIN_ARMS)}")
     if missing := [run for run in args.runs if not (run / "training.json").is_file()]:
         parser.error(f"{missing[0]} has no training.json: it is no run that has ended")
     return args
@@ -200,9 +208,7 @@ def main(argv: list[str] | None = None) -> None:
         print("|", run.name, "|", *(f"{value} |" for value in [*shown, *(f"{loss:.5f}" for loss in losses)]))
     if args.ddpm is not None:
         test = sample_rows(data[held_out], args.num_images)
-        losses = ddpm_losses(
-            load_arm(make_arms()["fashion_ddpm" if args.data_dir.name == "fashion_mnist" else "ddpm"], args.ddpm), test
-        )
+        losses = ddpm_losses(load_arm(make_arms()[arm_of(args.ddpm)], args.ddpm), test)
         print("|", args.ddpm.name, "| | |", *(f"{loss:.5f} |" for loss in losses), "| | | |")
 
 

@@ -18,9 +18,10 @@ METHOD = (
 )
 METHODS = {  # what is to be said besides
     "cifar10-masked": "Reconstructions are of the first 500 held-out images, in as many calls as the line says; in one by "
-    "regressions, and by 50 ancestral steps and their jumps by RePaint. This model and the mask-conditioned one predict v, "
-    "the plain DDPM predicts the noise.",
-    "cifar10-label": "Generated images are read by a logistic regression on the features.",
+    "regressions, and by 50 ancestral steps and their jumps by RePaint. All predict v; the plain DDPM has the weights of "
+    "the noise.",
+    "cifar10-label": "Generated images are read by a logistic regression on the features. This model and the plain DDPM "
+    "predict v with the weights of the noise, class_conditional_epsilon predicts the noise, and is no fair rival for that.",
     "camvid-segmentation": "Masks of generated images are read by segmenter_judge, a wider U-Net.",
     "cifar10-embedding": "The features are those whose embeddings this model learns, which the plain DDPM has not seen.",
     "fashion-mnist-caption": "The caption of an image is of its class, read by that classifier, and of its tone, which goes "

@@ -84,7 +84,7 @@ def train_baseline(arm: Baseline, name: str, seed: int, args: argparse.Namespace
     folder = args.runs / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = argparse.Namespace(
-        arm=name, seed=seed, output_dir=folder, learning_rate=3e-3, warmup_steps=250, checkpointing_steps=500,
+        arm=name, seed=seed, output_dir=folder, learning_rate=arm.learning_rate, warmup_steps=250, checkpointing_steps=500,
         steps=QUICK_STEPS if args.quick else arm.steps, batch_size=QUICK_BATCH if args.quick else arm.batch_size,
         mixed_precision="bf16",  # as the joint arms
     )  # fmt: skip
