@@ -108,7 +108,7 @@ def noise_loss(
     scheduler: DDPMScheduler,
     snr_gamma: float | None = None,
 ) -> torch.Tensor:
-    """The mean squared error of predicted noise, with Min-SNR weights if asked for."""
+    """The mean squared error of predicted noise, or of the scheduler's other target, with Min-SNR weights if asked for."""
     errors = (noise_pred.float() - noise).square().flatten(1).mean(1)
     if snr_gamma is not None:
         errors = min_snr_weights(scheduler, timesteps, snr_gamma) * errors

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from baselines import LABEL_DROPOUT, NULL_CLASS, NUM_CLASSES, Classifier
+from baselines import LABEL_DROPOUT, NULL_CLASS, NUM_CLASSES, Classifier, noise_loss
 from baselines import TRUNK as GREY_TRUNK
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from mmdiff_pipelines.evaluation import LearnedSimilarity
 from mmdiff_pipelines.modalities.masked_image import random_visibility
-from mmdiff_pipelines.objective import min_snr_weights
 
 from .data import IGNORED, NUM_SCENE_CLASSES, SIZES, Batch, augment_scenes, hole_channels, one_hot_channels, to_pixels
 
@@ -72,16 +71,14 @@ def denoising_loss(
     prediction_type: str = "epsilon",
     snr_gamma: float | None = None,
 ) -> torch.Tensor:
-    """DDPM's, with channels to condition on beside z_t, or class labels; weights as [`min_snr_weights`]."""
+    """DDPM's, with channels to condition on beside z_t, or class labels, and with Min-SNR weights if asked for."""
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.randint(0, 1000, (len(images),), generator=generator)
     scheduler = DDPMScheduler(prediction_type=prediction_type)
     noisy = scheduler.add_noise(images, noise, timesteps)
     target = noise if prediction_type == "epsilon" else scheduler.get_velocity(images, noise, timesteps)
     inputs = noisy if condition is None else torch.cat([noisy, condition], dim=1)
-    errors = (model(inputs, timesteps, class_labels=labels).sample.float() - target).square().flatten(1).mean(1)
-    weights = 1 if snr_gamma is None else min_snr_weights(scheduler, timesteps, snr_gamma)
-    return (weights * errors).mean()
+    return noise_loss(model(inputs, timesteps, class_labels=labels).sample, target, timesteps, scheduler, snr_gamma)
 
 
 def ddpm_loss(model: nn.Module, batch: Batch, generator: torch.Generator, **target) -> torch.Tensor:
