@@ -30,6 +30,22 @@ from .training import ROOT
 
 
 SCALES = (1.0, 2.0)
+Fit = Callable[[torch.Tensor, torch.Tensor], dict[str, float]]
+
+
+def add_joint_rows(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, name: str, fit: Fit) -> None:
+    """Of pairs that are drawn once: as they are, and with the vector called `name` read again off the image."""
+
+    @cache
+    def draw() -> Batch:
+        return sample_pipeline(pipeline, judge.num_samples, num_inference_steps=judge.num_steps)
+
+    def read_again() -> dict[str, float]:
+        images = draw()["image"]
+        return fit(images, sample_pipeline(pipeline, judge.num_samples, {"image": images})[name])
+
+    rows.add("joint", lambda: fit(draw()["image"], draw()[name]))
+    rows.add(f"joint, {name} read again", read_again)
 
 
 def score_embedding(
@@ -49,17 +65,6 @@ def score_embedding(
             "retrieval": retrieval_accuracy(seen, embeddings),
         }
 
-    @cache
-    def draw() -> Batch:
-        return sample_pipeline(pipeline, judge.num_samples, **steps)
-
-    def together() -> dict[str, float]:
-        return fit(draw()["image"], draw()["embedding"])
-
-    def read_again() -> dict[str, float]:
-        images = draw()["image"]
-        return fit(images, sample_pipeline(pipeline, judge.num_samples, {"image": images})["embedding"])
-
     def of_embeddings(scale: float) -> dict[str, float]:
         given = true[-judge.num_samples :]  # precision and recall are against the first
         samples = sample_pipeline(pipeline, len(given), {"embedding": given}, guidance_scale=scale, **steps)
@@ -71,8 +76,7 @@ def score_embedding(
 
     rows.add("real pairs", lambda: embedding_scores(true, judge, train))
     rows.add("image given", perceived)
-    rows.add("joint", together)
-    rows.add("joint, embedding read again", read_again)
+    add_joint_rows(pipeline, rows, judge, "embedding", fit)
     for scale in SCALES:
         rows.add(f"embedding given, guidance {scale:g}", lambda scale=scale: of_embeddings(scale))
 
@@ -156,17 +160,6 @@ def score_caption(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judg
         probe = linear_probe(captions.embeddings, captions.classes, embeddings, judge.test["label"])
         return captions.compare(embeddings, true) | {"probe_accuracy": probe}
 
-    @cache
-    def draw() -> Batch:
-        return sample_pipeline(pipeline, judge.num_samples, **steps)
-
-    def together() -> dict[str, float]:
-        return fit(draw()["image"], draw()["caption"])
-
-    def read_again() -> dict[str, float]:
-        images = draw()["image"]
-        return fit(images, sample_pipeline(pipeline, judge.num_samples, {"image": images})["caption"])
-
     def of_captions(scale: float) -> dict[str, float]:
         given = captions.embeddings[true[: judge.num_samples]]
         samples = sample_pipeline(pipeline, len(given), {"caption": given}, guidance_scale=scale, **steps)
@@ -174,8 +167,7 @@ def score_caption(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judg
 
     rows.add("real pairs", real_pairs)
     rows.add("image given", perceived)
-    rows.add("joint", together)
-    rows.add("joint, caption read again", read_again)
+    add_joint_rows(pipeline, rows, judge, "caption", fit)
     for scale in SCALES:
         rows.add(f"caption given, guidance {scale:g}", lambda scale=scale: of_captions(scale))
 
