@@ -141,16 +141,17 @@ def segmenter_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -
     return F.cross_entropy(logits, batch["mask"], ignore_index=IGNORED)
 
 
-def mask_to_image_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+def mask_to_image_loss(model: nn.Module, batch: Batch, generator: torch.Generator, **target) -> torch.Tensor:
     batch = augment_scenes(batch, generator)
-    return denoising_loss(model, to_pixels(batch["image"]), generator, condition=one_hot_channels(batch["mask"]))
+    masks = one_hot_channels(batch["mask"])
+    return denoising_loss(model, to_pixels(batch["image"]), generator, condition=masks, **target)
 
 
-def concatenated_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+def concatenated_loss(model: nn.Module, batch: Batch, generator: torch.Generator, **target) -> torch.Tensor:
     """One DDPM of RGB and one-hot classes together."""
     batch = augment_scenes(batch, generator)
     joint = torch.cat([to_pixels(batch["image"]), one_hot_channels(batch["mask"])], dim=1)
-    return denoising_loss(model, joint, generator)
+    return denoising_loss(model, joint, generator, **target)
 
 
 def denoiser(loss: Loss, target: dict, **trunk) -> Baseline:
@@ -161,6 +162,10 @@ def denoiser(loss: Loss, target: dict, **trunk) -> Baseline:
 
 def scenes(loss: Loss, steps: int = 6000, **trunk) -> Baseline:
     return Baseline(lambda: UNet2DModel(**SCENES | trunk), loss, "camvid", steps=steps, batch_size=16)
+
+
+def scene_denoiser(loss: Loss, **trunk) -> Baseline:
+    return replace(scenes(partial(loss, **NOISE_WEIGHTED_V), **trunk), prediction_type=V["prediction_type"])
 
 
 def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dict[str, Joint | Baseline]:
@@ -181,6 +186,12 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
             options={"--state_shares": "joint=0,given=1,absent=0"},
             generates=False,
         ),
+        "cifar10-masked-18000": Joint(  # with the steps of a model that generates and one that fills in
+            "masked_pretraining",
+            "cifar10",
+            variant_of="cifar10-masked",
+            options={"--max_train_steps": "18000", "--learning_rate": "2e-3"},
+        ),
         "reconstruction_mse": Baseline(lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), reconstruction_loss),
         "reconstruction_lpips": Baseline(
             lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), PerceptualReconstructionLoss(lpips_weights)
@@ -195,12 +206,15 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
             variant_of="cifar10-label",
             options={"--modality": "label:categorical:space=shared,aggregation=none"},
         ),
+        "cifar10-label-27000": Joint(  # with the steps of the plain DDPM, the class-conditional one and the classifier
+            "image_and_label",
+            "cifar10",
+            variant_of="cifar10-label",
+            options={"--max_train_steps": "27000", "--learning_rate": "2e-3"},
+        ),
         "ddpm_epsilon": Baseline(lambda: UNet2DModel(**TRUNK), ddpm_loss),
         "class_conditional": replace(  # at the rate of the others its training collapses
             denoiser(class_conditional_loss, NOISE_WEIGHTED_V, num_class_embeds=NUM_CLASSES + 1), learning_rate=2e-3
-        ),
-        "class_conditional_epsilon": Baseline(
-            lambda: UNet2DModel(**TRUNK, num_class_embeds=NUM_CLASSES + 1), class_conditional_loss
         ),
         "classifier": Baseline(lambda: Classifier(TRUNK), classifier_loss),
         # 3. image and segmentation mask
@@ -209,8 +223,8 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
         "segmenter_judge": scenes(
             segmenter_loss, steps=3000, out_channels=NUM_SCENE_CLASSES, block_out_channels=(24, 48, 72, 72)
         ),
-        "mask_to_image": scenes(mask_to_image_loss, **both),
-        "concatenated": scenes(concatenated_loss, **both, out_channels=3 + NUM_SCENE_CLASSES),
+        "mask_to_image": scene_denoiser(mask_to_image_loss, **both),
+        "concatenated": scene_denoiser(concatenated_loss, **both, out_channels=3 + NUM_SCENE_CLASSES),
         # 4. image and representation
         "cifar10-embedding": Joint("image_and_representation", "cifar10"),
         "embedding_regression": Baseline(lambda: Classifier(TRUNK, embedding_dim), embedding_loss),
@@ -224,6 +238,7 @@ TASKS = {
     "masked": [
         "cifar10-masked",
         "cifar10-masked-always",
+        "cifar10-masked-18000",
         "reconstruction_mse",
         "reconstruction_lpips",
         "mask_conditioned",
@@ -232,10 +247,10 @@ TASKS = {
     "label": [
         "cifar10-label",
         "cifar10-label-heads",
+        "cifar10-label-27000",
         "ddpm",
         "ddpm_epsilon",
         "class_conditional",
-        "class_conditional_epsilon",
         "classifier",
     ],
     "segmentation": ["segmenter_judge", "camvid-segmentation", "segmenter", "mask_to_image", "concatenated"],

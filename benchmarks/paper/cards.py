@@ -20,8 +20,8 @@ METHODS = {  # what is to be said besides
     "cifar10-masked": "Reconstructions are of the first 500 held-out images, in as many calls as the line says; in one by "
     "regressions, and by 50 ancestral steps and their jumps by RePaint. All predict v; the plain DDPM has the weights of "
     "the noise.",
-    "cifar10-label": "Generated images are read by a logistic regression on the features. This model and the plain DDPM "
-    "predict v with the weights of the noise, class_conditional_epsilon predicts the noise, and is no fair rival for that.",
+    "cifar10-label": "Generated images are read by a logistic regression on the features. All models that generate "
+    "predict v with the weights of the noise.",
     "camvid-segmentation": "Masks of generated images are read by segmenter_judge, a wider U-Net.",
     "cifar10-embedding": "The features are those whose embeddings this model learns, which the plain DDPM has not seen.",
     "fashion-mnist-caption": "The caption of an image is of its class, read by that classifier, and of its tone, which goes "
@@ -123,12 +123,12 @@ HEADS = "cifar10-label-heads"
 LINES: dict[str, list[Line]] = {
     "cifar10-masked": masked_lines(),
     "cifar10-label": [
-        line("Fréchet distance of pairs", "joint, draw first, guidance 1", "fd", "class_conditional_epsilon", HEADS, ddpm="generation"),
-        line("Label agreement of pairs", "joint, draw first, guidance 1", "label_agreement", "class_conditional_epsilon", HEADS),
-        line("Fréchet distance of pairs, guidance 1.5", DRAWN, "fd", "class_conditional_epsilon", HEADS),
-        line("Label agreement of pairs, guidance 1.5", DRAWN, "label_agreement", "class_conditional_epsilon", HEADS),
-        line("Fréchet distance given a label, guidance 2", GIVEN, "fd", "class_conditional_epsilon", HEADS),
-        line("Accuracy given a label, guidance 2", GIVEN, "label_accuracy", "class_conditional_epsilon", HEADS),
+        line("Fréchet distance of pairs", "joint, draw first, guidance 1", "fd", "class_conditional", HEADS, ddpm="generation"),
+        line("Label agreement of pairs", "joint, draw first, guidance 1", "label_agreement", "class_conditional", HEADS),
+        line("Fréchet distance of pairs, guidance 1.5", DRAWN, "fd", "class_conditional", HEADS),
+        line("Label agreement of pairs, guidance 1.5", DRAWN, "label_agreement", "class_conditional", HEADS),
+        line("Fréchet distance given a label, guidance 2", GIVEN, "fd", "class_conditional", HEADS),
+        line("Accuracy given a label, guidance 2", GIVEN, "label_accuracy", "class_conditional", HEADS),
         line("Label accuracy given an image", "image given", "label_accuracy", "classifier", HEADS),
         line("Calibration error of that label", "image given", "calibration_error", "classifier", HEADS),
     ],
