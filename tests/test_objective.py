@@ -112,6 +112,16 @@ def test_min_snr_weights_by_hand(unet, prediction_type, snr_gamma):
     assert torch.equal(weighted.terms["label"], plain.terms["label"])
 
 
+def test_min_snr_weights_leave_rows_alone_whose_image_is_known_in_part(unet):
+    inputs, scheduler = build_inputs(unet), scheduler_of(prediction_type="v_prediction")
+    hole = torch.tensor([Presence.GIVEN, Presence.ABSENT, Presence.GIVEN, Presence.JOINT])
+    timesteps, noise, states = draw(unet, 4, hole=hole)
+    plain = multitask_loss(unet, scheduler, inputs, timesteps, noise, states).terms["image"]
+    weighted = multitask_loss(unet, scheduler, inputs, timesteps, noise, states, snr_gamma=math.inf).terms["image"]
+    alpha_bar = torch.where(hole == Presence.GIVEN, 1.0, scheduler.alphas_cumprod[timesteps])
+    torch.testing.assert_close(weighted, plain * alpha_bar)
+
+
 def test_query_weight_is_a_factor_of_what_is_queried(unet):
     inputs, scheduler = build_inputs(unet), scheduler_of()
     timesteps, noise, _ = draw(unet, 4)

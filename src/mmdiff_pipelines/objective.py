@@ -69,6 +69,15 @@ def recovered(state: torch.Tensor) -> torch.Tensor:
     return (state == Presence.JOINT) | (state == Presence.QUERIED)
 
 
+def known_in_part(model, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Rows in which a modality that constrains the image is given: (B,)."""
+    known = torch.zeros_like(states[ANCHOR], dtype=torch.bool)
+    for name, modality in model.modality_modules.items():
+        if modality.constrains_anchor:
+            known |= states[name] == Presence.GIVEN
+    return known
+
+
 def encodings_in_z(
     encodings: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
@@ -128,7 +137,8 @@ def multitask_loss(
         states: name -> (B,) long of [`Presence`], "image" included; names left out are JOINT.
         task_weights: name -> lambda (1 where left out), or learned ones.
         snr_gamma: clip the weight of low noise levels at this SNR (5 in the paper), infinity to weight any target as the
-            noise; None for no weighting.
+            noise; None for no weighting. Rows whose image is known in part (a masked image is given) have none, for
+            there the image can be predicted at high noise too.
         query_weight: a factor of the modalities' losses in the loss, in rows where they are QUERIED: perception.
 
     Returns:
@@ -154,7 +164,8 @@ def multitask_loss(
 
     image_loss = (output.sample.float() - target.float()).square().flatten(1).mean(1)
     if snr_gamma is not None:
-        image_loss = image_loss * min_snr_weights(scheduler, timesteps, snr_gamma)
+        weights = min_snr_weights(scheduler, timesteps, snr_gamma)
+        image_loss = image_loss * torch.where(known_in_part(model, states), 1.0, weights)
     terms = {ANCHOR: image_loss}
     for name, prediction in output.predictions.items():
         if name in inputs:

@@ -145,7 +145,8 @@ def _add_diffusion(parser: argparse.ArgumentParser) -> None:
         "--snr_gamma",
         type=float,
         help="Min-SNR weighting of the image loss, a number above 0 (5.0 is recommended); inf weights any target as the "
-        "noise, with --prediction_type v_prediction the best on CIFAR-10 (default: no weighting)",
+        "noise, with --prediction_type v_prediction the best on CIFAR-10; rows with a masked image given have none "
+        "(default: no weighting)",
     )
 
 
