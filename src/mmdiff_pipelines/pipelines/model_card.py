@@ -191,6 +191,7 @@ def _loading(
     repo_id: str, adapter: Mapping[str, Any], modalities: Mapping[str, Any], standalone: bool
 ) -> Iterator[str]:
     joint = [name for name, spec in modalities.items() if _trait(spec, "joint")]
+    holes = [name for name, spec in modalities.items() if _trait(spec, "constrains_anchor")]
     lines = [
         "import torch",
         "from mmdiff_pipelines import MultimodalMultitaskPipeline",
@@ -204,6 +205,12 @@ def _loading(
         lines += [
             f"rest = pipe(given={_example(joint, modalities)}, guidance_scale=2.0)  # others, and several, likewise",
             f'seen = pipe(given={{"image": output.images}}, outputs={json.dumps(joint)})  # perception: one call',
+        ]
+    for name in holes:
+        lines += [
+            "visible = torch.ones(output.images[0].size[::-1])  # 0 where pixels are hidden",
+            "visible[: len(visible) // 2] = 0",
+            f"filled = pipe(given={{{json.dumps(name)}: (output.images[0], visible)}}).images",
         ]
     yield _code("python", "\n".join(lines))
     if standalone:
@@ -260,16 +267,21 @@ def _evaluation(evaluation: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _scores(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """A row a metric, a column a baseline; the best of each row in bold, whoever's it is."""
-    others = list(dict.fromkeys(name for metric in metrics for name in metric.get("baselines", {})))
+    """A row a metric, a column a baseline or reference; the best but for references in bold, whoever's it is."""
+    kinds = ("baselines", "references")
+    others = list(dict.fromkeys(name for kind in kinds for metric in metrics for name in metric.get(kind, {})))
     rows = []
     for metric in metrics:
         higher, baselines = metric.get("higher_is_better"), metric.get("baselines", {})
         arrow = {True: " ↑", False: " ↓", None: ""}[higher]
         best = (max if higher else min)([metric["value"], *baselines.values()])
-        values = [metric["value"], *(baselines.get(name) for name in others)]
         bold = bool(baselines) and higher is not None
-        rows.append([metric["name"] + arrow, *(_score(value, bold and value == best) for value in values)])
+        cells = [_score(metric["value"], bold and metric["value"] == best)]
+        for name in others:
+            rival = name in baselines
+            value = baselines[name] if rival else metric.get("references", {}).get(name)
+            cells.append(_score(value, bold and rival and value == best))
+        rows.append([metric["name"] + arrow, *cells])
     return table(["", "This model", *others], rows)
 
 

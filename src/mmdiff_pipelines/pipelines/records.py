@@ -26,8 +26,9 @@
      "command": "python evaluate.py ...",
      "metrics": [
          {"name": "Frechet distance, joint samples", "type": "frechet_distance", "value": 3.2,
-          # the rest is optional: the direction, the others' scores, a remark, the Hub's name of the task
-          "higher_is_better": false, "baselines": {"plain DDPM": 3.5}, "note": "...",
+          # the rest is optional: the direction, the others' scores, scores that are no rivals (of real data, of chance),
+          # a remark, the Hub's name of the task
+          "higher_is_better": false, "baselines": {"plain DDPM": 3.5}, "references": {"real images": 0.2}, "note": "...",
           "task": "unconditional-image-generation"}],
      "samples": {"samples/joint.png": "Generated jointly"}, # pictures and what they show
      "limits": ["Grey images of 32 x 32 pixels only."],
@@ -105,8 +106,8 @@ EVALUATION_KEYS = {
 }  # fmt: skip
 DATASET_KEYS = {"name": TEXT, "type": HUB_ID, "split": TEXT}
 METRIC_KEYS = {
-    "name": TEXT, "type": TEXT, "value": NUMBER, "higher_is_better": TRUTH, "baselines": NUMBERS, "note": TEXT,
-    "task": TEXT,
+    "name": TEXT, "type": TEXT, "value": NUMBER, "higher_is_better": TRUTH, "baselines": NUMBERS,
+    "references": NUMBERS, "note": TEXT, "task": TEXT,
 }  # fmt: skip
 
 
