@@ -91,9 +91,9 @@ def train_joint(benchmark, options, name):
 
 def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benchmark, options, tmp_path):
     arguments = [*options, "--arms", *BASELINES, *SCENES]
-    benchmark.main([*arguments, "--train", "--results", str(tmp_path / "one" / "results")])
+    benchmark.main([*arguments, "--train", "--output_dir", str(tmp_path / "one")])
     first = read_scores(tmp_path / "one")
-    benchmark.main([*arguments, "--results", str(tmp_path / "two" / "results")])
+    benchmark.main([*arguments, "--output_dir", str(tmp_path / "two")])
     assert first and read_scores(tmp_path / "two") == first
     assert set(first["mask_conditioned-0"]) == {
         f"{how}, {level} hidden, {protocol}"
@@ -109,7 +109,7 @@ def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benc
         "mask_to_image",
         "concatenated",
         "class_conditional",
-            "fashion_ddpm",
+        "fashion_ddpm",
     }
     assert {path.stem for path in (tmp_path / "one/pictures").iterdir()} == generating
     private = {path.name for path in (runs_of(options) / "pictures").iterdir()}
@@ -129,27 +129,33 @@ def test_baselines_are_trained_and_scored_and_the_scores_are_the_same_twice(benc
     ],
 )
 def test_joint_models_are_trained_by_the_lines_of_the_readmes(benchmark, options, tmp_path, name, task):
-    if task == "segmentation":
-        benchmark.main([*options, "--arms", "segmenter_judge", "--train_only"])
     train_joint(benchmark, options, name)
     benchmark.main([*options, "--tasks", task, "--arms", name])
     scores = read_scores(runs_of(options) / "results" / task)[f"{name}-0"]
     assert len(scores) >= 4 and all(np.isfinite(value) for row in scores.values() for value in row.values())
     data = benchmark.make_arms()[name].data
-    evaluation = benchmark.cards.evaluation(name, data, runs_of(options) / "results")
+    evaluation = benchmark.cards.evaluation(name, data, runs_of(options))
     lines = [line.name for line in benchmark.cards.LINES[name] if "20 steps" not in line.how]
     assert [metric["name"] for metric in evaluation["metrics"]] == lines  # two steps have no rows of 20
     assert evaluation["method"].startswith("Seed 0; 8 generated samples a row")
     card = Path(shutil.copytree(runs_of(options) / f"{name}-0", tmp_path / name))
-    benchmark.cards.write(card, data, runs_of(options) / "results")
+    benchmark.cards.write(card, data, runs_of(options))
     assert "license: apache-2.0" in (card / "README.md").read_text() and (card / "samples/samples.png").exists()
+
+
+def test_shipped_checkpoints_are_scored(benchmark, options, tmp_path):
+    names = ["cifar10-label", "camvid-segmentation"]
+    benchmark.main([*options, "--cards", "--arms", *names, "--output_dir", str(tmp_path)])
+    assert set(read_scores(tmp_path)) == {f"{name}-0" for name in names}
+    assert "| camvid-segmentation | joint | 1 |" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_the_rows_beside_ours_on_cards_are_those_that_arms_have(benchmark, options, tmp_path):
     """Of two steps, not of 20."""
-    benchmark.main([*options, "--arms", *BASELINES, *SCENES, "--train", "--results", str(tmp_path / "results")])
+    benchmark.main([*options, "--arms", *BASELINES, *SCENES, "--train", "--output_dir", str(tmp_path)])
     scores = {path.stem[:-2]: json.loads(path.read_text())["scores"] for path in tmp_path.rglob("*.json")}
-    places = [place for lines in benchmark.cards.LINES.values() for line in lines for place in line.others.values()]
+    lines = [line for lines in benchmark.cards.LINES.values() for line in lines]
+    places = [place for line in lines for beside in (line.baselines, line.references) for place in beside.values()]
     for arm, how, score in places:
         if arm in scores and "20 steps" not in how:
             assert score in scores[arm][how]
@@ -218,12 +224,15 @@ def test_a_table_is_of_one_number_of_samples(benchmark, tmp_path):
     for arm, num_samples in (("cifar10-label", 1000), ("ddpm", 200)):
         record = {
             "training": {"images_seen": 1, "minutes": 1, "parameters": 1},
-            "settings": {"num_samples": num_samples, "features": "efficientnet_lite0"},
+            "settings": {"num_samples": num_samples, "features": "efficientnet_lite0", "feature_weights": "1"},
             "scores": {"joint": {"fd": 1.0}},
         }
-        (tmp_path / "label").mkdir(exist_ok=True)
-        (tmp_path / "label" / f"{arm}-0.json").write_text(json.dumps(record))
+        (tmp_path / "results/label").mkdir(exist_ok=True, parents=True)
+        (tmp_path / "results/label" / f"{arm}-0.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="ddpm has been scored with .*200.* and cifar10-label with .*1000"):
+        benchmark.report(tmp_path)
+    (tmp_path / "results/label/ddpm-0.json").rename(tmp_path / "results/label/ddpm_of_old-0.json")
+    with pytest.raises(ValueError, match="scores of ddpm_of_old, which is no arm; move ddpm_of_old-.*away"):
         benchmark.report(tmp_path)
 
 
@@ -234,8 +243,11 @@ def test_a_model_that_was_never_shown_nothing_is_not_asked_for_it(benchmark):
 
 def test_a_card_does_not_show_quick_scores(benchmark, capsys):
     with pytest.raises(SystemExit):
-        benchmark.parse_args(["--quick", "--cards"])
-    assert "take --cards or --quick" in capsys.readouterr().err
+        benchmark.parse_args(["--quick", "--renew_cards"])
+    assert "leave --renew_cards out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(["--num_samples", "0"])
+    assert "--num_samples is 0; accepted: 4 or more" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_said(benchmark, options, tmp_path, capsys):
@@ -246,7 +258,7 @@ def test_what_is_not_there_is_said(benchmark, options, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no prepared data in .*nothing.*prepare.py"):
         benchmark.main([*nothing, "--arms", "ddpm", "--train"])
     with pytest.raises(ValueError, match="nothing/cifar10 has no embeddings; prepare it with --encoder"):
-        benchmark.Benchmark(benchmark.parse_args(nothing)).projection()
+        benchmark.Benchmark(benchmark.parse_args(nothing)).embed()
 
 
 def test_sizes_that_do_not_fit_are_said(benchmark):

@@ -23,6 +23,16 @@ def test_snippets_run(snippet, monkeypatch):
     MODALITY_TYPES.pop("angle", None)
 
 
+@pytest.mark.parametrize(
+    "task", ["masked_pretraining", "image_and_label", "image_and_segmentation", "image_and_representation"]
+)
+def test_snippets_of_the_tasks_run_with_the_checkpoints(task, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", (ROOT / f"examples/{task}/README.md").read_text(), re.M | re.S)
+    snippet = re.sub(r"runs/paper/([\w-]+)-0", r"model_cards/\1", snippet).replace("steps=20", "steps=2")
+    exec(compile(snippet, task, "exec"), {})
+
+
 def test_files_that_the_readme_names_are_there():
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\((?!http)([^)]+)\)", text):

@@ -164,7 +164,9 @@ class Run:
         self.args, self.loss = args, loss
         torch.manual_seed(args.seed)
         self.model = build()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=args.learning_rate, betas=(0.9, args.adam_beta2), weight_decay=0.0
+        )
         self.lr_scheduler = get_scheduler(
             "cosine", self.optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=args.steps
         )
@@ -174,7 +176,7 @@ class Run:
 
     def _identity(self) -> dict[str, int | float | str]:
         """What a resumed run must share with the one that it goes on with."""
-        names = ("arm", "steps", "batch_size", "learning_rate", "warmup_steps", "mixed_precision", "seed")
+        names = ("arm", "steps", "batch_size", "learning_rate", "adam_beta2", "warmup_steps", "mixed_precision", "seed")
         return {name: getattr(self.args, name) for name in names}
 
     def save(self) -> None:
@@ -255,6 +257,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--adam_beta2", type=float, default=0.999)
     parser.add_argument("--warmup_steps", type=int, default=250)
     parser.add_argument("--checkpointing_steps", type=int, default=1000)
     parser.add_argument(

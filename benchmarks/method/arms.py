@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "fashion_mnist")]
+sys.path[1:1] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "fashion_mnist")]
 
 from baselines import TRUNK as TRUNK_32  # noqa: E402
 from baselines import Classifier, classifier_loss, ddpm_loss, noise_loss, silhouette_loss, to_pixels  # noqa: E402

@@ -53,7 +53,7 @@ def train(arm: str, seed: int, args: argparse.Namespace, data: Mapping[str, torc
     folder.mkdir(parents=True, exist_ok=True)
     settings = argparse.Namespace(
         arm=arm, seed=seed, output_dir=folder, steps=args.steps, batch_size=BATCH, learning_rate=1e-3, warmup_steps=250,
-        checkpointing_steps=500, mixed_precision=args.mixed_precision,
+        adam_beta2=0.999, checkpointing_steps=500, mixed_precision=args.mixed_precision,
     )  # fmt: skip
     run = Run(settings, ARMS[arm].build, ARMS[arm].loss)
     if run.checkpoint.exists():

@@ -33,7 +33,7 @@ Loss = Callable[[nn.Module, Batch, torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class Joint:
-    """A joint model; its launch line, with `--output_dir runs/<the arm's name>`, is in the README of an example.
+    """A joint model; its launch line, with `--output_dir runs/paper/<the arm's name>-0`, is in the README of an example.
 
     Args:
         example, data: folders of both.
@@ -60,6 +60,7 @@ class Baseline:
     batch_size: int = 32
     prediction_type: str = "epsilon"
     learning_rate: float = 3e-3
+    adam_beta2: float = 0.999
 
 
 def denoising_loss(
@@ -190,7 +191,7 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
             "masked_pretraining",
             "cifar10",
             variant_of="cifar10-masked",
-            options={"--max_train_steps": "18000", "--learning_rate": "2e-3"},
+            options={"--max_train_steps": "18000"},
         ),
         "reconstruction_mse": Baseline(lambda: UNet2DModel(**TRUNK | {"in_channels": 4}), reconstruction_loss),
         "reconstruction_lpips": Baseline(
@@ -224,7 +225,9 @@ def make_arms(lpips_weights: Path | None = None, embedding_dim: int = 64) -> dic
             segmenter_loss, steps=3000, out_channels=NUM_SCENE_CLASSES, block_out_channels=(24, 48, 72, 72)
         ),
         "mask_to_image": scene_denoiser(mask_to_image_loss, **both),
-        "concatenated": scene_denoiser(concatenated_loss, **both, out_channels=3 + NUM_SCENE_CLASSES),
+        "concatenated": replace(  # with the default beta it collapses
+            scene_denoiser(concatenated_loss, **both, out_channels=3 + NUM_SCENE_CLASSES), adam_beta2=0.99
+        ),
         # 4. image and representation
         "cifar10-embedding": Joint("image_and_representation", "cifar10"),
         "embedding_regression": Baseline(lambda: Classifier(TRUNK, embedding_dim), embedding_loss),

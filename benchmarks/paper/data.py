@@ -19,8 +19,11 @@ NUM_SCENE_CLASSES, IGNORED = 11, 255
 Batch = dict[str, torch.Tensor]
 
 
-def load_arrays(folder: Path, split: str, size: tuple[int, int]) -> Batch:
+def load_arrays(folder: Path, split: str, size: tuple[int, int], limit: int | None = None) -> Batch:
     """image (n, C, H, W) uint8, and what there is of label (n,), mask (n, H, W) and embedding (n, d).
+
+    Args:
+        limit: take so many rows, at random but always the same.
 
     Raises:
         FileNotFoundError: if the data have not been prepared.
@@ -28,6 +31,8 @@ def load_arrays(folder: Path, split: str, size: tuple[int, int]) -> Batch:
     if not (folder / "dataset_dict.json").is_file():
         raise FileNotFoundError(f"there are no prepared data in {folder}; see examples/{folder.name}/prepare.py.")
     rows = load_from_disk(str(folder))[split]
+    if limit is not None and limit < len(rows):
+        rows = rows.shuffle(seed=0).select(range(limit))
     images = stack(rows["image"], size, PIL.Image.Resampling.BILINEAR)
     arrays = {"image": images.movedim(-1, 1).contiguous() if images.ndim == 4 else images[:, None]}
     if "mask" in rows.features:
@@ -51,11 +56,11 @@ def stack(images: list[PIL.Image.Image], size: tuple[int, int], method: PIL.Imag
     return torch.from_numpy(np.stack([np.asarray(PIL.ImageOps.fit(i, size[::-1], method)) for i in images]))
 
 
-def load_training_arrays(data_dir: Path, name: str) -> Batch:
-    """The training split, with the margin of random crops."""
+def load_training_arrays(data_dir: Path, name: str, limit: int | None = None) -> Batch:
+    """The training split, with the margin of random crops; see `load_arrays`."""
     height, width = SIZES[name]
     margin = CROP_MARGIN if name == "camvid" else 0
-    return load_arrays(data_dir / name, "train", (height + margin, width + margin))
+    return load_arrays(data_dir / name, "train", (height + margin, width + margin), limit)
 
 
 def augment_scenes(batch: Batch, generator: torch.Generator) -> Batch:

@@ -10,31 +10,34 @@ from baselines import NULL_CLASS
 from torch import nn
 
 from mmdiff_pipelines import MultimodalMultitaskPipeline
-from mmdiff_pipelines.evaluation import Projection, accuracy, calibration_error, fit_linear_probe
+from mmdiff_pipelines.evaluation import accuracy, calibration_error, fit_linear_probe
 
 from .data import Batch, to_pixels
 from .masked import ddpm_quality
 from .sampling import batches, check_size, guided, sample_ddpm, sample_pipeline, to_unit
-from .scores import Judge, Rows
+from .scores import Embed, Judge, Rows
 
 
 SCALES = (1.0, 1.5, 2.0, 3.0)
 
 
 class LabelReader:
-    """Features of images -> classes.
+    """Images -> classes.
 
     Args:
         train: of CIFAR-10, with embeddings.
-        projection: which made them.
+        embed: makes embeddings of images and their features, as those were made.
     """
 
-    def __init__(self, train: Batch, projection: Projection):
-        self.projection = projection
+    def __init__(self, train: Batch, embed: Embed):
+        self.embed = embed
         self.probe = fit_linear_probe(train["embedding"], train["label"])
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.probe.predict(self.projection(features).numpy()))
+    def __call__(self, images: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return self.of_embeddings(self.embed(images, features))
+
+    def of_embeddings(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.probe.predict(embeddings.numpy()))
 
 
 def balanced_labels(count: int) -> torch.Tensor:
@@ -44,7 +47,7 @@ def balanced_labels(count: int) -> torch.Tensor:
 def with_labels(images: torch.Tensor, labels: torch.Tensor, name: str, judge: Judge, read: LabelReader):
     """Quality, and how often the reader sees the label in the image."""
     features = judge.features(images)
-    return judge.quality(features) | {name: accuracy(read(features), labels)}
+    return judge.quality(features) | {name: accuracy(read(images, features), labels)}
 
 
 def score_joint(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, read: LabelReader) -> None:
@@ -110,10 +113,9 @@ def score_classifier(model: nn.Module, rows: Rows, judge: Judge) -> None:
 
 def score_reader(rows: Rows, judge: Judge, read: LabelReader) -> None:
     """Of the reader itself, on real images."""
-    features = judge.real_features("test", judge.images)
     rows.add(
         "image given, the reader of these tables",
-        lambda: {"label_accuracy": accuracy(read(features), judge.test["label"])},
+        lambda: {"label_accuracy": accuracy(read.of_embeddings(judge.test["embedding"]), judge.test["label"])},
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from mmdiff_pipelines import MultimodalMultitaskPipeline
 from mmdiff_pipelines.evaluation import as_rgb, tensor_to_image
+from mmdiff_pipelines.modalities.masked_image import random_visibility
 
 from .data import NUM_SCENE_CLASSES, one_hot_channels
 from .sampling import Denoise, conditioned, guided, plain, sample_ddpm, sample_pipeline, to_unit
@@ -41,7 +42,7 @@ def color_masks(masks: torch.Tensor) -> torch.Tensor:
 
 
 def joint_lines(pipeline: MultimodalMultitaskPipeline, judge: Judge) -> list[torch.Tensor]:
-    """Of the ten labels, where there are labels; with the masks, where there are masks."""
+    """Of the ten labels, where there are labels; with the masks, where there are masks; with half of it filled in anew."""
 
     def sample(count: int, given: dict[str, torch.Tensor] | None = None, **arguments) -> dict[str, torch.Tensor]:
         return sample_pipeline(pipeline, count, given, num_inference_steps=judge.num_steps, **arguments)
@@ -53,6 +54,11 @@ def joint_lines(pipeline: MultimodalMultitaskPipeline, judge: Judge) -> list[tor
     if "mask" in modalities:
         pairs = sample(COLUMNS)
         return [pairs["image"], color_masks(pairs["mask"])]
+    if "hole" in modalities:
+        images = sample(COLUMNS)["image"]
+        visible = random_visibility(COLUMNS, *images.shape[2:], 0.5, 0.5, generator=torch.Generator().manual_seed(0))
+        holes = torch.cat([(images * 2 - 1) * visible, visible], dim=1)
+        return [images, images * visible, sample(COLUMNS, {"hole": holes})["image"]]
     return list(sample(2 * COLUMNS)["image"].split(COLUMNS))
 
 

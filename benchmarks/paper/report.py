@@ -49,17 +49,19 @@ def check_settings(runs: Runs) -> None:
     """Scores of one dataset stand in one table if they are of as many samples and the same features.
 
     Raises:
-        ValueError: naming two arms that differ.
+        ValueError: naming two arms that differ, or one that there is no more.
     """
     arms, first = make_arms(), {}
     for arm, records in runs.items():
+        if arm not in arms:
+            raise ValueError(f"there are scores of {arm}, which is no arm; move {arm}-*.json away.")
         for record in records:
-            settings = {name: record["settings"][name] for name in ("num_samples", "features")}
+            settings = {name: record["settings"][name] for name in ("num_samples", "features", "feature_weights")}
             other, expected = first.setdefault(arms[arm].data, (arm, settings))
             if settings != expected:
                 raise ValueError(
                     f"{arm} has been scored with {settings} and {other} with {expected}; move one away, or give "
-                    "--results another folder."
+                    "--output_dir another folder."
                 )
 
 
@@ -77,11 +79,11 @@ def sheets(runs: Runs, folder: Path) -> list[str]:
     return [f"{arm}:\n\n![samples of {arm}](pictures/{arm}.png)" for arm in runs if (folder / f"{arm}.png").exists()]
 
 
-def report(results: Path) -> str:
-    """Everything that has been scored, as Markdown."""
+def report(folder: Path) -> str:
+    """Everything in `results/` and `pictures/` of a folder, as Markdown."""
     parts = ["# The paper's four tasks"]
     for task, title in TITLES.items():
-        if runs := read_runs(results / task):
+        if runs := read_runs(folder / "results" / task):
             check_settings(runs)
-            parts += [f"## {title}", score_table(runs), cost_table(runs), *sheets(runs, results.parent / "pictures")]
+            parts += [f"## {title}", score_table(runs), cost_table(runs), *sheets(runs, folder / "pictures")]
     return "\n\n".join(parts) + "\n"

@@ -15,7 +15,6 @@ from torch import nn
 
 from mmdiff_pipelines import MultimodalMultitaskPipeline
 from mmdiff_pipelines.evaluation import (
-    Projection,
     accuracy,
     cosine_similarity,
     linear_probe,
@@ -25,7 +24,7 @@ from mmdiff_pipelines.evaluation import (
 from .data import Batch, to_pixels
 from .masked import ddpm_quality
 from .sampling import batches, check_size, sample_pipeline
-from .scores import Judge, Rows
+from .scores import Embed, Judge, Rows
 from .training import ROOT
 
 
@@ -49,7 +48,7 @@ def add_joint_rows(pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Jud
 
 
 def score_embedding(
-    pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, train: Batch, projection: Projection
+    pipeline: MultimodalMultitaskPipeline, rows: Rows, judge: Judge, train: Batch, embed: Embed
 ) -> None:
     """Rows of the joint model of CIFAR-10 images and their embeddings."""
     check_size(pipeline, judge.images)
@@ -58,7 +57,7 @@ def score_embedding(
 
     def fit(images: torch.Tensor, embeddings: torch.Tensor) -> dict[str, float]:
         features = judge.features(images)
-        seen = projection(features)
+        seen = embed(images, features)
         return judge.quality(features) | {
             "cosine": cosine_similarity(embeddings, seen),
             "cosine_shuffled": cosine_similarity(embeddings, seen.roll(1, 0)),

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmdiff_pipelines.evaluation import extract_features, frechet_distance, precision_recall
+from mmdiff_pipelines.evaluation import Projection, extract_features, frechet_distance, precision_recall
 from mmdiff_pipelines.training.precompute import weights_fingerprint
 
 from .data import SIZES, Batch, load_arrays
@@ -19,6 +19,22 @@ from .data import SIZES, Batch, load_arrays
 
 Compute = Callable[[], dict[str, float]]
 TEST_SPLITS = {"cifar10": "test", "fashion_mnist": "test", "camvid": "val"}
+
+
+@dataclass
+class Embed:
+    """Images (n, 3, H, W) in [0, 1] -> the embeddings that CIFAR-10 was prepared with.
+
+    Args:
+        projection: of the features of its encoder.
+        network: the encoder, unless the features that come with the images are its own.
+    """
+
+    projection: Projection
+    network: nn.Module | None = None
+
+    def __call__(self, images: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return self.projection(features if self.network is None else extract_features(self.network, images))
 
 
 class Rows:
@@ -67,6 +83,7 @@ class Judge:
         num_samples: images to generate for a row.
         num_steps: denoising steps.
         cache: folder for the features of real images, which are computed once.
+        limit: of held-out rows, for a test.
     """
 
     network: nn.Module
@@ -75,9 +92,10 @@ class Judge:
     num_samples: int
     num_steps: int
     cache: Path
+    limit: int | None = None
 
     def __post_init__(self):
-        test = load_arrays(self.data_dir / self.data, TEST_SPLITS[self.data], SIZES[self.data])
+        test = load_arrays(self.data_dir / self.data, TEST_SPLITS[self.data], SIZES[self.data], self.limit)
         # files may be sorted by class, and some scores take the first images only
         order = torch.randperm(len(test["image"]), generator=torch.Generator().manual_seed(0))
         self.test: Batch = {name: values[order] for name, values in test.items()}

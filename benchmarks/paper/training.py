@@ -23,11 +23,15 @@ from .data import load_training_arrays
 
 ROOT = Path(__file__).parents[2]
 TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-QUICK_STEPS, QUICK_BATCH = 2, 8
+SCENE_JUDGE = "segmenter_judge"
+SHIPPED_JUDGE = Path(__file__).parent / SCENE_JUDGE  # reads everybody's scenes, so that scores compare
+QUICK_STEPS, QUICK_BATCH, QUICK_ROWS = 2, 8, 200
 
 
 def folder_of(name: str, seed: int, args: argparse.Namespace) -> Path:
     """Where an arm's weights are: a run, or for seed 0 a checkpoint of ours."""
+    if name == SCENE_JUDGE and seed == 0 and SHIPPED_JUDGE.is_dir():
+        return SHIPPED_JUDGE
     card = card_of(name)
     return card if seed == 0 and args.cards and card.is_dir() else args.runs / f"{name}-{seed}"
 
@@ -50,9 +54,9 @@ def launch_line(arm: Joint, name: str) -> list[str]:
     text = (ROOT / "examples" / arm.example / "README.md").read_text(encoding="utf-8")
     for line in re.findall(r"^accelerate launch .*?(?<!\\)\n", text, re.M | re.S):
         words = shlex.split(line.replace("\\\n", " "))
-        if f"runs/{arm.variant_of or name}" in words:
+        if f"runs/paper/{arm.variant_of or name}-0" in words:
             return words
-    raise ValueError(f"examples/{arm.example}/README.md has no line that writes runs/{name}.")
+    raise ValueError(f"examples/{arm.example}/README.md has no line that writes runs/paper/{name}-0.")
 
 
 def with_option(words: list[str], option: str, value: str | int | Path) -> list[str]:
@@ -72,6 +76,7 @@ def joint_command(arm: Joint, name: str, seed: int, args: argparse.Namespace) ->
         "--seed": seed,
         "--output_dir": args.runs / f"{name}-{seed}",
         "--train_data_dir": args.data_dir / arm.data,
+        "--mixed_precision": args.mixed_precision,
     }
     if args.quick:
         options |= {"--max_train_steps": QUICK_STEPS, "--train_batch_size": QUICK_BATCH, "--num_inference_steps": 2}
@@ -84,14 +89,15 @@ def train_baseline(arm: Baseline, name: str, seed: int, args: argparse.Namespace
     folder = args.runs / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = argparse.Namespace(
-        arm=name, seed=seed, output_dir=folder, learning_rate=arm.learning_rate, warmup_steps=250, checkpointing_steps=500,
+        arm=name, seed=seed, output_dir=folder, learning_rate=arm.learning_rate, adam_beta2=arm.adam_beta2,
+        warmup_steps=250, checkpointing_steps=500,
         steps=QUICK_STEPS if args.quick else arm.steps, batch_size=QUICK_BATCH if args.quick else arm.batch_size,
-        mixed_precision="bf16",  # as the joint arms
+        mixed_precision=args.mixed_precision,
     )  # fmt: skip
     run = Run(settings, arm.build, arm.loss)
     if run.checkpoint.exists():
         run.resume()
-    run.train(load_training_arrays(args.data_dir, arm.data))
+    run.train(load_training_arrays(args.data_dir, arm.data, QUICK_ROWS if args.quick else None))
     run.finish()
 
 

@@ -64,7 +64,10 @@ class TransformersFeatures(nn.Module):
 
     def __init__(self, source: str):
         super().__init__()
-        from ..training.embeddings import FrozenEncoder
+        try:
+            from ..training.embeddings import FrozenEncoder
+        except ImportError as error:
+            raise ImportError(f'{error}: an encoder of transformers needs the extra "training" too.') from error
 
         self.encoder = FrozenEncoder(source, images=True)
         self.model = self.encoder.model

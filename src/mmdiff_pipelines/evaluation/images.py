@@ -35,7 +35,8 @@ def frechet_distance(features: torch.Tensor, real_features: torch.Tensor) -> flo
 
 
 def precision_recall(features: torch.Tensor, real_features: torch.Tensor) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019), k = 3, against the first of the real images, as many.
+    """Improved precision and recall (Kynkaanniemi et al. 2019), k = 3, against the first of the real images, as many (or
+    all, where there are fewer).
 
     Raises:
         ValueError: for no more images than neighbours, or features of two networks.
