@@ -176,7 +176,16 @@ class Run:
 
     def _identity(self) -> dict[str, int | float | str]:
         """What a resumed run must share with the one that it goes on with."""
-        names = ("arm", "steps", "batch_size", "learning_rate", "adam_beta2", "warmup_steps", "mixed_precision", "seed")
+        names = (
+            "arm",
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "adam_beta2",
+            "warmup_steps",
+            "mixed_precision",
+            "seed",
+        )
         return {name: getattr(self.args, name) for name in names}
 
     def save(self) -> None:
