@@ -13,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 
 sys.path.insert(0, str(Path(__file__).parent / "fashion_mnist"))
 
@@ -179,8 +181,9 @@ class Benchmark:
 
     def of_real_images(self, judge: Judge) -> dict[str, float]:
         """What as many training images score, or all of them where there are fewer."""
-        images = self.train_arrays(judge.data)["image"][: judge.num_samples].float() / 255
-        return judge.quality(judge.features(images))
+        images = self.train_arrays(judge.data)["image"]
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: judge.num_samples]
+        return judge.quality(judge.features(images[chosen].float() / 255))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
