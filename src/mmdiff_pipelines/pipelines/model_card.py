@@ -276,12 +276,10 @@ def _scores(metrics: Sequence[Mapping[str, Any]]) -> str:
         arrow = {True: " ↑", False: " ↓", None: ""}[higher]
         best = (max if higher else min)([metric["value"], *baselines.values()])
         bold = bool(baselines) and higher is not None
-        cells = [_score(metric["value"], bold and metric["value"] == best)]
-        for name in others:
-            rival = name in baselines
-            value = baselines[name] if rival else metric.get("references", {}).get(name)
-            cells.append(_score(value, bold and rival and value == best))
-        rows.append([metric["name"] + arrow, *cells])
+        beside = metric.get("references", {}) | baselines
+        ours = _score(metric["value"], bold and metric["value"] == best)
+        theirs = [_score(beside.get(name), bold and name in baselines and beside[name] == best) for name in others]
+        rows.append([metric["name"] + arrow, ours, *theirs])
     return table(["", "This model", *others], rows)
 
 
